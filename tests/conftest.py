@@ -1,0 +1,32 @@
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import containers
+import pytest
+
+from fastcifar.local_copies import Dataset
+from fastcifar.prepare import prepare
+from fastcifar.sources import load_source
+
+
+@pytest.fixture(scope="session")
+def tiny_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny")
+    source = containers.write_folder(containers.binary_files(), folder / "cifar-10-batches-bin")
+    with containers.tiny_cifar10():
+        prepare(folder / "data", str(source))
+    return folder / "data"
+
+
+@pytest.fixture
+def tiny_data(tiny_template: Path, tmp_path: Path) -> Iterator[Path]:
+    """A data folder of the tiny dataset, which is what CIFAR-10 is for the test's duration."""
+    with containers.tiny_cifar10():
+        yield Path(shutil.copytree(tiny_template, tmp_path / "data"))
+
+
+@pytest.fixture(scope="session")
+def real_dataset() -> Dataset:
+    """The 60,000 images; for tests marked `network`."""
+    return load_source("auto")

@@ -1,0 +1,114 @@
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from containers import TEST_IMAGES, TEST_LABELS
+from numpy.typing import NDArray
+
+from fastcifar.beton import parse, write_beton
+from fastcifar.errors import FastcifarError
+
+Content = NDArray[np.uint8]
+SAMPLES = 24 + 2 * 1041  # where the samples' metadata begins
+PAGE = 1 << 23  # where the pixels begin
+TABLE = 2 * PAGE  # where the allocation table begins
+
+
+@pytest.fixture(scope="module")
+def beton(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("beton") / "x.beton"
+    write_beton(path, TEST_IMAGES, TEST_LABELS)
+    return path
+
+
+def test_round_trip_over_several_pages(tmp_path: Path) -> None:
+    num_images = PAGE // 3072 + 5
+    images = np.random.default_rng(0).integers(0, 256, (num_images, 32, 32, 3), np.uint8)
+    labels = (np.arange(num_images) % 10).astype(np.uint8)
+    write_beton(tmp_path / "x.beton", images, labels)
+    content = np.fromfile(tmp_path / "x.beton", np.uint8)
+    read_images, read_labels = parse(content, tmp_path / "x.beton", num_images)
+    np.testing.assert_array_equal(read_images, images)
+    np.testing.assert_array_equal(read_labels, labels)
+
+
+def test_the_same_content_gives_the_same_bytes(beton: Path, tmp_path: Path) -> None:
+    write_beton(tmp_path / "y.beton", TEST_IMAGES, TEST_LABELS)
+    assert (tmp_path / "y.beton").read_bytes() == beton.read_bytes()
+
+
+def test_stock_ffcv_reads_the_file(beton: Path) -> None:
+    num_threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from ffcv.fields.basics import IntDecoder
+        from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+        from ffcv.loader import Loader, OrderOption
+
+        pipelines = {"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]}
+        loader = Loader(
+            str(beton), batch_size=20, num_workers=1, os_cache=True, order=OrderOption.SEQUENTIAL, pipelines=pipelines
+        )
+        (images, labels), = loader
+    torch.set_num_threads(num_threads)
+    np.testing.assert_array_equal(images, TEST_IMAGES)
+    np.testing.assert_array_equal(labels[:, 0], TEST_LABELS)
+
+
+def test_writing_keeps_torchs_thread_count(tmp_path: Path) -> None:
+    torch.set_num_threads(2)
+    write_beton(tmp_path / "y.beton", TEST_IMAGES, TEST_LABELS)
+    assert torch.get_num_threads() == 2
+
+
+def test_a_full_disk_is_one_line_and_no_hang() -> None:
+    with pytest.raises(FastcifarError, match=r"cannot write /dev/full: .+"):
+        write_beton(Path("/dev/full"), TEST_IMAGES, TEST_LABELS)
+
+
+def put(offset: int, value: int) -> Callable[[Content], Content]:
+    def damage(content: Content) -> Content:
+        assert content[offset] != value
+        content[offset] = value
+        return content
+
+    return damage
+
+
+DAMAGES: dict[str, tuple[Callable[[Content], Content], str]] = {
+    "empty": (lambda content: content[:0], "it ends too early"),
+    "cut in the header": (lambda content: content[:10], "it ends too early"),
+    "cut in the metadata": (lambda content: content[: SAMPLES + 100], "it ends too early"),
+    "cut in the pixels": (lambda content: content[: PAGE + 1000], "size of the file"),
+    "cut by a byte": (lambda content: content[:-1], "size of the file"),
+    "a byte too long": (lambda content: np.append(content, content[:1]), "size of the file"),
+    "version": (put(0, 3), "not an FFCV file of version 2"),
+    "number of fields": (put(2, 3), "number of fields"),
+    "page size": (put(6, 1), "page size"),
+    "number of samples": (put(8, 19), "it does not hold 20 images"),
+    "table position": (put(19, 9), "position of the allocation table"),
+    "field type": (put(24, 1), "field image"),
+    "field name": (put(24 + 1041 + 1, 0), "field label"),
+    "field arguments": (put(24 + 500, 1), "field image"),
+    "mode": (put(SAMPLES, 0), "image mode"),
+    "width": (put(SAMPLES + 1, 31), "image size"),
+    "height": (put(SAMPLES + 3 + 24, 31), "image size"),
+    "pointer": (put(SAMPLES + 5, 1), "image pointer"),
+    "pointer beyond": (put(SAMPLES + 12, 255), "image pointer"),
+    "label": (put(SAMPLES + 16, 10), "label"),
+    "negative label": (put(SAMPLES + 23, 255), "label"),
+    "table sample": (put(TABLE, 1), "allocation table"),
+    "table pointer": (put(TABLE + 8, 1), "allocation table"),
+    "table size": (put(TABLE + 16, 1), "allocation table"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named(beton: Path, name: str) -> None:
+    damage, what = DAMAGES[name]
+    with pytest.raises(FastcifarError) as caught:
+        parse(damage(np.fromfile(beton, np.uint8)), beton, 20)
+    assert str(caught.value) == f"{beton} is damaged ({what}): make it anew with `fastcifar prepare --force`"
