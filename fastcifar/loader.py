@@ -1,0 +1,133 @@
+"""Augmented uint8 batches of the training set on a device, from memory (resident) or from the file (streamed).
+
+Both loaders give the same images in the same order, a function of (seed, epoch) alone.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fastcifar.augment import build_geometry, draw_order, draw_params, gather_augmented
+
+Batch = tuple[Tensor, Tensor]  # (B, 32, 32, 3) uint8 images, (B,) int64 labels, both on the loader's device
+
+
+class Loader(Protocol):
+    """What training needs of a loader.
+
+    Attributes:
+        num_steps: full batches an epoch; the images beyond them are left out of it.
+    """
+
+    num_steps: int
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch (from 0). A batch stays valid after the next is taken."""
+        ...
+
+
+class EpochPlanner:
+    """Draws an epoch's order and augmentation, once and eagerly.
+
+    Args:
+        indices: `(N,)` int64 global sample indices of the images to train on.
+        batch_size: images a step.
+        seed: of order and augmentation.
+        padding: of the crop.
+        max_angle_deg: of the rotation.
+    """
+
+    def __init__(self, indices: Tensor, batch_size: int, *, seed: int, padding: int, max_angle_deg: float) -> None:
+        self.indices = indices
+        self.batch_size = batch_size
+        self.num_steps = len(indices) // batch_size
+        self._seed, self._padding, self._max_angle_deg = seed, padding, max_angle_deg
+
+    def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """What the epoch visits.
+
+        Returns:
+            `(num_steps * batch_size,)` int64 positions in `indices`, and `(num_steps * batch_size, 9)` int32
+            geometry for `gather_augmented`.
+        """
+        order = draw_order(self._seed, epoch, self.indices)[: self.num_steps * self.batch_size]
+        params = draw_params(
+            self._seed, epoch, self.indices[order], padding=self._padding, max_angle_deg=self._max_angle_deg
+        )
+        return order, build_geometry(params)
+
+
+class ResidentLoader:
+    """Batches from images held on the device.
+
+    Args:
+        images: `(N, 32, 32, 3)` uint8, contiguous, on the device.
+        labels: `(N,)` int64, on the device.
+        planner: for the N images, on the device.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, planner: EpochPlanner) -> None:
+        self._images, self._labels, self._planner = images, labels, planner
+        self.num_steps = planner.num_steps
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch, each augmented when it is taken."""
+        order, geometry = self._planner.plan(epoch)
+        labels = self._labels[order]
+        size = self._planner.batch_size
+        for start in range(0, len(order), size):
+            batch = slice(start, start + size)
+            yield gather_augmented(self._images, order[batch], geometry[batch]), labels[batch]
+
+
+class StreamedLoader:
+    """Batches read from a .beton file by FFCV and augmented on CPU threads, while the device trains.
+
+    Args:
+        path: a file that was validated.
+        positions: `(N,)` int64, which images of the file to train on.
+        planner: for those N images, on the CPU.
+        device: where batches go.
+        num_workers: FFCV's threads.
+    """
+
+    def __init__(
+        self, path: Path, positions: Tensor, planner: EpochPlanner, device: torch.device, num_workers: int
+    ) -> None:
+        from fastcifar.ffcv_stream import FfcvStream  # FFCV takes seconds to import
+
+        self._positions, self._planner, self._device = positions, planner, device
+        self._stream = FfcvStream(path, planner.batch_size, num_workers)
+        self.num_steps = planner.num_steps
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of an epoch. Leaving early ends FFCV's threads too."""
+        order, geometry = self._planner.plan(epoch)
+        batches = self._stream.epoch(self._positions[order].numpy(), geometry.numpy())
+        if self._device.type == "cpu":
+            for images, labels in batches:
+                yield torch.from_numpy(images.copy()), torch.from_numpy(labels.copy())
+            return
+        # FFCV reuses its buffers, so each batch is copied into pinned memory of ours, whose own reuse waits until the
+        # device has fetched it. Two such slots let the copy of one batch overlap the training on another.
+        size = self._planner.batch_size
+        slots = [
+            (torch.empty((size, 32, 32, 3), dtype=torch.uint8, pin_memory=True),
+             torch.empty(size, dtype=torch.int64, pin_memory=True),
+             torch.cuda.Event())
+            for _ in range(2)
+        ]  # fmt: skip
+        for step, (images, labels) in enumerate(batches):
+            pinned_images, pinned_labels, fetched = slots[step % len(slots)]
+            fetched.synchronize()
+            pinned_images.copy_(torch.from_numpy(images))
+            pinned_labels.copy_(torch.from_numpy(labels))
+            batch = (
+                pinned_images.to(self._device, non_blocking=True),
+                pinned_labels.to(self._device, non_blocking=True),
+            )
+            fetched.record()
+            yield batch

@@ -1,0 +1,173 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, Normalize, ToTensor
+from torchvision.transforms import functional as reference
+
+from fastcifar.augment import (
+    NUM_LEVELS,
+    Params,
+    build_geometry,
+    choose_subset,
+    crop_flip_rotate,
+    draw_order,
+    draw_params,
+    gather_augmented,
+    normalise,
+)
+from fastcifar.augment_numba import augment_into
+from fastcifar.local_copies import Dataset
+
+FIELDS = ("dy", "dx", "flip", "angle_level")
+
+
+def random_images(num_images: int) -> NDArray[np.uint8]:
+    # No pixel is black, so that a pixel from outside can never pass for one from inside.
+    return np.random.default_rng(num_images).integers(1, 256, (num_images, 32, 32, 3), np.uint8)
+
+
+def by_torchvision(image: NDArray[np.uint8], params: Params, i: int) -> NDArray[np.uint8]:
+    picture = reference.pad(Image.fromarray(image), params.padding)
+    picture = reference.crop(picture, int(params.dy[i]), int(params.dx[i]), 32, 32)
+    if params.flip[i]:
+        picture = reference.hflip(picture)
+    return np.asarray(reference.rotate(picture, float(params.angle_deg[i]), InterpolationMode.NEAREST))
+
+
+def count_different(images: NDArray[np.uint8], params: Params) -> int:
+    """How many images differ from torchvision's; torch and numba must agree on all."""
+    ours = crop_flip_rotate(torch.from_numpy(images), params).numpy()
+    by_numba = np.empty_like(ours)
+    augment_into(by_numba, images, build_geometry(params).numpy())
+    np.testing.assert_array_equal(by_numba, ours)
+    return sum(not np.array_equal(ours[i], by_torchvision(image, params, i)) for i, image in enumerate(images))
+
+
+def test_rotation_equals_pillow_at_all_levels() -> None:
+    images = random_images(1024)
+    num_different = 0
+    for levels in torch.arange(NUM_LEVELS).split(len(images)):
+        no_offset = torch.zeros_like(levels)
+        num_different += count_different(images, Params(no_offset, no_offset, levels < 0, levels, 0, 15))
+    assert num_different == 0
+
+
+def test_random_draws_equal_torchvision() -> None:
+    assert count_different(random_images(2000), draw_params(42, 3, torch.arange(2000))) == 0
+
+
+@pytest.mark.network
+def test_random_draws_equal_torchvision_on_real_images(real_dataset: Dataset) -> None:
+    indices = torch.arange(50_000, 60_000)
+    assert count_different(real_dataset.test_images, draw_params(7, 1, indices)) == 0
+
+
+@pytest.mark.parametrize(("padding", "max_angle_deg"), [(0, 0), (0, 15), (2, 0), (8, 90), (3, 10)])
+def test_other_paddings_and_angles_equal_torchvision(padding: int, max_angle_deg: float) -> None:
+    params = draw_params(1, 2, torch.arange(300), padding=padding, max_angle_deg=max_angle_deg)
+    assert count_different(random_images(300), params) == 0
+
+
+def test_angles_are_exact_and_cover_their_range() -> None:
+    levels = torch.tensor([0, 1, 32_768, 65_535])
+    params = Params(levels, levels, levels > 0, levels, 4, 15)
+    assert params.angle_deg.dtype == torch.float32
+    assert params.angle_deg.tolist() == [-15.0, 15 / 32_768 - 15, 0.0, 15 - 15 / 32_768]
+
+
+def test_golden_draws() -> None:
+    params = draw_params(42, 0, torch.tensor([0, 1, 2, 49_999, 50_000, 59_999]))
+    assert params.dy.tolist() == [8, 5, 2, 4, 8, 7]
+    assert params.dx.tolist() == [5, 7, 2, 7, 4, 5]
+    assert params.flip.tolist() == [True, False, False, False, True, True]
+    assert params.angle_level.tolist() == [48531, 56014, 12955, 55163, 10025, 49886]
+    assert draw_order(42, 0, torch.arange(50_000))[:4].tolist() == [43631, 25769, 34914, 22886]
+    assert draw_order(42, 1, torch.arange(50_000))[:4].tolist() == [42966, 40798, 33058, 26492]
+    assert choose_subset(torch.arange(50_000), 4).tolist() == [4562, 15889, 27764, 45003]
+
+
+def test_draws_do_not_depend_on_how_indices_are_split() -> None:
+    indices = torch.randperm(60_000)[:5000]
+    whole = draw_params(9, 4, indices)
+    for num_parts in (2, 7, 64):
+        parts = [draw_params(9, 4, part) for part in indices.chunk(num_parts)]
+        for field in FIELDS:
+            assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(whole, field))
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(42, 1), (43, 0), (0, 42)])
+def test_another_seed_or_epoch_draws_anew(seed: int, epoch: int) -> None:
+    indices = torch.arange(10_000)
+    one, other = draw_params(42, 0, indices), draw_params(seed, epoch, indices)
+    for field, chance in (("dy", 1 / 9), ("dx", 1 / 9), ("flip", 1 / 2), ("angle_level", 1 / NUM_LEVELS)):
+        equal = (getattr(one, field) == getattr(other, field)).double().mean().item()
+        assert abs(equal - chance) < 6 * math.sqrt(chance / 10_000)
+
+
+def test_draws_are_uniform_and_independent() -> None:
+    params = draw_params(42, 5, torch.arange(50_000))
+    joint = torch.stack([params.dy, params.dx, params.flip.long(), params.angle_level >> 13])
+    counts = torch.bincount(((joint[0] * 9 + joint[1]) * 2 + joint[2]) * 8 + joint[3], minlength=1296)
+    expected = 50_000 / 1296
+    chi_square = ((counts - expected) ** 2 / expected).sum().item()
+    assert abs(chi_square - 1295) < 6 * math.sqrt(2 * 1295)  # mean and standard deviation of chi-square
+
+
+def test_order_is_a_permutation_and_consistent_in_subsets() -> None:
+    indices = torch.arange(1000)
+    order = draw_order(3, 0, indices)
+    assert order.sort().values.tolist() == list(range(1000))
+    subset = choose_subset(indices, 300)
+    kept = order[torch.isin(order, subset)]
+    assert torch.equal(subset[draw_order(3, 0, subset)], kept)
+    assert not torch.equal(order, draw_order(3, 1, indices))
+
+
+def test_a_smaller_choice_is_part_of_a_larger_one() -> None:
+    indices = torch.arange(1000)
+    small, large = choose_subset(indices, 100), choose_subset(indices, 500)
+    assert len(small) == 100
+    assert torch.isin(small, large).all()
+    assert torch.equal(choose_subset(indices, 1000), indices)
+
+
+def test_gather_picks_positions() -> None:
+    images = torch.from_numpy(random_images(50))
+    positions = torch.tensor([7, 7, 49, 0])
+    params = draw_params(1, 1, torch.arange(4))
+    expected = crop_flip_rotate(images[positions], params)
+    assert torch.equal(gather_augmented(images, positions, build_geometry(params)), expected)
+
+
+def as_torchvision(image: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    normalised: Tensor = Normalize(mean, std)(ToTensor()(image))
+    return normalised
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)), ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616))]
+)
+def test_normalise_equals_torchvision_for_all_values(mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    images = np.arange(256, dtype=np.uint8).repeat(12).reshape(1, 32, 32, 3).copy()
+    ours = normalise(torch.from_numpy(images), torch.tensor(mean), torch.tensor(std))
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(ours[0], as_torchvision(images[0], mean, std))
+
+
+@pytest.mark.gpu
+def test_cuda_draws_and_pixels_equal_the_cpu() -> None:
+    indices = torch.arange(NUM_LEVELS)
+    images = torch.from_numpy(random_images(NUM_LEVELS))
+    on_cpu, on_cuda = draw_params(42, 1, indices), draw_params(42, 1, indices.cuda())
+    for field in FIELDS:
+        assert torch.equal(getattr(on_cpu, field), getattr(on_cuda, field).cpu())
+    assert torch.equal(draw_order(42, 1, indices), draw_order(42, 1, indices.cuda()).cpu())
+    assert torch.equal(crop_flip_rotate(images, on_cpu), crop_flip_rotate(images.cuda(), on_cuda).cpu())
+    levels = Params(on_cuda.dy, on_cuda.dx, on_cuda.flip, indices.cuda(), 4, 15)
+    levels_cpu = Params(on_cpu.dy, on_cpu.dx, on_cpu.flip, indices, 4, 15)
+    assert torch.equal(crop_flip_rotate(images, levels_cpu), crop_flip_rotate(images.cuda(), levels).cpu())

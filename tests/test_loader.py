@@ -1,0 +1,99 @@
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
+
+from fastcifar import ffcv_stream
+from fastcifar.augment import choose_subset, crop_flip_rotate, draw_order, draw_params
+from fastcifar.errors import FastcifarError
+from fastcifar.loader import EpochPlanner, ResidentLoader, StreamedLoader
+
+CPU = torch.device("cpu")
+IMAGES, LABELS = torch.from_numpy(TRAIN_IMAGES), torch.from_numpy(TRAIN_LABELS).long()
+
+
+def build_planner(num_images: int = NUM_TRAIN, batch_size: int = 8) -> EpochPlanner:
+    chosen = choose_subset(torch.arange(NUM_TRAIN), num_images)
+    return EpochPlanner(chosen, batch_size, seed=42, padding=4, max_angle_deg=15)
+
+
+def build_resident(planner: EpochPlanner) -> ResidentLoader:
+    return ResidentLoader(IMAGES[planner.indices], LABELS[planner.indices], planner)
+
+
+def build_streamed(data: Path, planner: EpochPlanner, device: torch.device = CPU) -> StreamedLoader:
+    return StreamedLoader(data / "train.beton", planner.indices, planner, device, num_workers=2)
+
+
+def test_an_epoch_is_the_drawn_order_and_augmentation() -> None:
+    loader = build_resident(build_planner())
+    order = draw_order(42, 3, torch.arange(NUM_TRAIN))
+    batches = list(loader.epoch(3))
+    assert len(batches) == loader.num_steps == 5
+    assert torch.equal(torch.cat([labels for _, labels in batches]), LABELS[order])
+    expected = crop_flip_rotate(IMAGES[order], draw_params(42, 3, order))
+    assert torch.equal(torch.cat([images for images, _ in batches]), expected)
+
+
+def test_augmentation_does_not_depend_on_batch_size() -> None:
+    by_8 = [images for images, _ in build_resident(build_planner(batch_size=8)).epoch(1)]
+    by_20 = [images for images, _ in build_resident(build_planner(batch_size=20)).epoch(1)]
+    assert torch.equal(torch.cat(by_8), torch.cat(by_20))
+
+
+def test_the_tail_that_fills_no_batch_is_dropped() -> None:
+    loader = build_resident(build_planner(num_images=30))
+    assert loader.num_steps == 3
+    assert [len(labels) for _, labels in loader.epoch(0)] == [8, 8, 8]
+
+
+@pytest.mark.parametrize("num_images", [NUM_TRAIN, 30])
+def test_streamed_equals_resident(tiny_data: Path, num_images: int) -> None:
+    planner = build_planner(num_images)
+    resident, streamed = build_resident(planner), build_streamed(tiny_data, planner)
+    for epoch in (0, 1, 5):
+        kept = list(streamed.epoch(epoch))  # every batch of it stays valid
+        for (images, labels), (other_images, other_labels) in zip(resident.epoch(epoch), kept, strict=True):
+            assert torch.equal(images, other_images)
+            assert torch.equal(labels, other_labels)
+
+
+def test_leaving_a_streamed_epoch_ends_its_thread(tiny_data: Path) -> None:
+    loader = build_streamed(tiny_data, build_planner())
+    num_threads = threading.active_count()
+    for epoch in range(5):
+        batches = loader.epoch(epoch)
+        next(batches)
+        batches.close()  # type: ignore[attr-defined]
+        assert threading.active_count() == num_threads
+
+
+def test_a_failing_reader_is_an_error_not_a_hang(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("lost the disk")
+
+    loader = build_streamed(tiny_data, build_planner())
+    monkeypatch.setattr(ffcv_stream, "augment_into", fail)
+    with pytest.raises(FastcifarError, match=r"reading .*train\.beton failed: RuntimeError\('lost the disk'\)"):
+        list(loader.epoch(0))
+
+
+def test_streaming_keeps_torchs_thread_count(tiny_data: Path) -> None:
+    torch.set_num_threads(2)
+    loader = build_streamed(tiny_data, build_planner())
+    for _ in loader.epoch(0):
+        assert torch.get_num_threads() == 2
+
+
+@pytest.mark.gpu
+def test_streamed_to_cuda_equals_resident(tiny_data: Path) -> None:
+    planner = build_planner()
+    streamed = build_streamed(tiny_data, planner, torch.device("cuda"))
+    resident = build_resident(planner)
+    for epoch in range(50):
+        kept = list(streamed.epoch(epoch))
+        for (images, labels), (other_images, other_labels) in zip(resident.epoch(epoch), kept, strict=True):
+            assert torch.equal(images, other_images.cpu())
+            assert torch.equal(labels, other_labels.cpu())
