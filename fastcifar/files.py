@@ -64,6 +64,20 @@ def write_json(path: Path, content: Any) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def read_text(path: Path) -> str:
+    """Read a text file.
+
+    Raises:
+        FastcifarError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FastcifarError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FastcifarError(f"{path} is damaged: it is not UTF-8 text") from error
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file.
 
@@ -71,8 +85,6 @@ def read_json(path: Path) -> Any:
         FastcifarError: it cannot be read, or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FastcifarError(f"cannot read {path}: {error.strerror}") from error
+        return json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise FastcifarError(f"{path} is damaged: it is not valid JSON") from error

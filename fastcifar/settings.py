@@ -1,0 +1,133 @@
+"""A run's settings: what the user chose, and what was chosen for them."""
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcifar import cifar10
+from fastcifar.errors import FastcifarError
+from fastcifar.recipes import Recipe
+from fastcifar.runs import describe_cpu
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that is chosen for a run, automatic choices resolved.
+
+    Attributes:
+        recipe: with this run's epochs, batch size and seed.
+        device: "cpu", "cuda" or "cuda:<index>".
+        device_name: the processor's own name.
+        precision: "bf16" (autocast; the weights stay float32) or "fp32" (torch's default, which on CUDA lets
+            convolutions use TF32).
+        compile: whether torch.compile builds the step.
+        loader: "resident" or "streamed".
+        num_threads: torch's threads on the CPU.
+        train_images: of the training set, the first of a fixed permutation.
+        eval_images: of val and of test each, likewise.
+    """
+
+    recipe: Recipe
+    device: str
+    device_name: str
+    precision: str
+    compile: bool
+    loader: str
+    num_threads: int
+    train_images: int
+    eval_images: int
+
+    def as_config(self) -> dict[str, Any]:
+        """For `config.json`: `recipe` by name, its fields beside it."""
+        settings = asdict(self)
+        recipe = settings.pop("recipe")
+        return {"recipe": recipe.pop("name"), **recipe, **settings}
+
+
+def resolve_settings(
+    recipe: Recipe,
+    *,
+    epochs: int | None = None,
+    train_images: int | None = None,
+    eval_images: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    device: str = "auto",
+    loader: str = "resident",
+    precision: str = "auto",
+    compile: bool | None = None,  # noqa: A002 (torch's own word for it)
+) -> Settings:
+    """Check a run's choices, and make those left open.
+
+    Args:
+        recipe: as published.
+        epochs: None for the recipe's.
+        train_images: None for all 50,000.
+        eval_images: of val and of test each; None for all 5,000.
+        batch_size: None for the recipe's.
+        seed: None for the recipe's.
+        device: "auto" takes CUDA where there is one.
+        loader: "resident" or "streamed".
+        precision: "auto" takes bf16 where the hardware is fast at it.
+        compile: None compiles on CUDA only: on a CPU it costs half a minute and gains nothing.
+
+    Raises:
+        FastcifarError: a choice is impossible.
+    """
+    content = cifar10.CONTENT
+    resolved = recipe if epochs is None else recipe.with_epochs(_within("epochs", epochs, 1, 100_000))
+    resolved = replace(
+        resolved,
+        batch_size=_within("batch-size", recipe.batch_size if batch_size is None else batch_size, 1, content.num_train),
+        seed=_within("seed", recipe.seed if seed is None else seed, 0, 2**32 - 1),
+    )
+    num_train = content.num_train if train_images is None else train_images
+    num_eval = content.num_test // 2 if eval_images is None else eval_images
+    _within("train-images", num_train, resolved.batch_size, content.num_train, "(one batch is the least)")
+    _within("eval-images", num_eval, 1, content.num_test // 2)
+    target = _resolve_device(device)
+    is_cuda = target.type == "cuda"
+    return Settings(
+        recipe=resolved,
+        device=str(target),
+        device_name=torch.cuda.get_device_name(target) if is_cuda else describe_cpu(),
+        precision=("bf16" if _is_bf16_fast(target) else "fp32") if precision == "auto" else precision,
+        compile=is_cuda if compile is None else compile,
+        loader=loader,
+        num_threads=torch.get_num_threads(),
+        train_images=num_train,
+        eval_images=num_eval,
+    )
+
+
+def _within(name: str, value: int, least: int, most: int, why: str = "") -> int:
+    if not least <= value <= most:
+        raise FastcifarError(f"--{name} must be between {least:,} and {most:,}, not {value:,} {why}".rstrip())
+    return value
+
+
+def _resolve_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise FastcifarError(f"--device {name!r} is unknown: give auto, cpu, cuda or cuda:<index>") from None
+    if device.type not in ("cpu", "cuda"):
+        raise FastcifarError(f"--device {name!r} is not supported: give auto, cpu, cuda or cuda:<index>")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise FastcifarError(f"--device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _is_bf16_fast(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16 itself: from Ampere on, and on x86 with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,273 @@
+"""A training run: data in, a run directory with checkpoints, metrics, results and charts out."""
+
+import contextlib
+import math
+import os
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastcifar import cifar10, runs
+from fastcifar.augment import build_geometry, choose_subset, draw_params
+from fastcifar.charts import draw_charts
+from fastcifar.checkpoint import save_checkpoint
+from fastcifar.errors import FastcifarError, Interrupted
+from fastcifar.evaluate import compute_logits, loss_and_accuracy
+from fastcifar.loader import EpochPlanner, Loader, ResidentLoader, StreamedLoader
+from fastcifar.prepare import Split, beton_path, load_split
+from fastcifar.settings import Settings
+from fastcifar.trainer import Trainer
+
+_CHECKPOINT_INTERVAL_S = 10.0
+
+
+class Observer(Protocol):
+    """Is told how a run goes."""
+
+    def note(self, line: str) -> None:
+        """One line on what happens next."""
+
+    def begin(self, num_epochs: int, num_steps: int, batch_size: int) -> None:
+        """Training begins: so many epochs of so many steps."""
+
+    def step(self, epoch: int, step: int) -> None:
+        """A step was issued; both count from 0."""
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """An epoch ended; its line of `metrics.jsonl`."""
+
+
+class _EvalSet:
+    """The chosen images of val or test, on the device."""
+
+    def __init__(self, split: Split, settings: Settings, device: torch.device) -> None:
+        recipe = settings.recipe
+        indices = torch.from_numpy(split.indices)
+        chosen = choose_subset(indices, settings.eval_images)
+        self.images = torch.from_numpy(split.images)[chosen].to(device)
+        self.labels = torch.from_numpy(split.labels)[chosen].long().to(device)
+        # Epoch 0 of the hash: an augmented test set that is the same for every model of a seed.
+        params = draw_params(
+            recipe.seed, 0, indices[chosen], padding=recipe.padding, max_angle_deg=recipe.max_angle_deg
+        )
+        self.geometry = build_geometry(params).to(device)
+
+    def logits(self, trainer: Trainer, *, augmented: bool = False) -> Tensor:
+        """The model's logits, `(N, 10)` float32."""
+        return compute_logits(
+            trainer.model,
+            self.images,
+            mean=trainer.mean,
+            std=trainer.std,
+            precision=trainer.precision,
+            geometry=self.geometry if augmented else None,
+        )
+
+
+def train(settings: Settings, data_dir: Path, run_dir: Path, observer: Observer) -> dict[str, Any]:
+    """Train by a recipe, evaluate, and fill the run directory.
+
+    Args:
+        settings: from `settings.resolve_settings`.
+        data_dir: a folder that `prepare` filled.
+        run_dir: from `runs.create_run_dir`.
+        observer: is told how it goes.
+
+    Returns:
+        What `results.json` holds.
+
+    Raises:
+        FastcifarError: the data is damaged, a file cannot be written, or the loss is no number any more.
+        Interrupted: SIGINT or SIGTERM came; the last finished epoch is saved.
+    """
+    start = time.perf_counter()
+    recipe, device = settings.recipe, torch.device(settings.device)
+    torch.set_num_threads(settings.num_threads)
+    torch.backends.cudnn.benchmark = True  # every training batch has the same shape
+    runs.write_config(run_dir, settings.as_config())
+    observer.note(f"reading and checking {data_dir}")
+    loader = _build_loader(settings, data_dir, device)
+    val, test = (_EvalSet(load_split(data_dir, split), settings, device) for split in ("val", "test"))
+    trainer = Trainer(recipe, device, precision=settings.precision, compile=settings.compile)
+    if settings.compile:
+        observer.note("compiling the training step (about a minute, less when it is cached)")
+        observer.note(f"compiled in {trainer.warm_up():.0f} s")
+
+    record = _Record(settings, run_dir, trainer)
+    observer.begin(recipe.epochs, loader.num_steps, recipe.batch_size)
+    with _stop_signals() as stop, record:
+        for epoch in range(recipe.epochs):
+            epoch_start = time.perf_counter()
+            lr = trainer.optimizer.param_groups[0]["lr"]
+
+            def on_step(step: int, epoch: int = epoch) -> None:
+                observer.step(epoch, step)
+                if stop:
+                    raise Interrupted(stop[0])
+
+            train_loss, train_accuracy = trainer.train_epoch(loader, epoch, on_step)
+            train_seconds = time.perf_counter() - epoch_start
+            if not math.isfinite(train_loss):
+                raise FastcifarError(
+                    f"the loss is no finite number after epoch {epoch + 1}: the last good epoch is kept in {run_dir}"
+                )
+            val_logits = val.logits(trainer)
+            val_loss, val_accuracy = loss_and_accuracy(val_logits, val.labels)
+            metrics = {
+                "epoch": epoch,
+                "train_loss": train_loss,
+                "train_accuracy": train_accuracy,
+                "val_loss": val_loss,
+                "val_accuracy": val_accuracy,
+                "lr": lr,
+                "img_per_s": loader.num_steps * recipe.batch_size / train_seconds,
+                "seconds": time.perf_counter() - epoch_start,
+            }
+            record.finish_epoch(metrics)
+            observer.epoch(metrics)
+
+    observer.note("evaluating on the test split")
+    results = _evaluate_checkpoints(record, trainer, val, test, run_dir)
+    results["seconds"] = time.perf_counter() - start
+    runs.write_results(run_dir, results)
+    draw_charts(run_dir)
+    return results
+
+
+def _build_loader(settings: Settings, data_dir: Path, device: torch.device) -> Loader:
+    split = load_split(data_dir, "train")
+    indices = torch.from_numpy(split.indices)
+    chosen = choose_subset(indices, settings.train_images)
+    recipe = settings.recipe
+
+    def planner_on(where: torch.device) -> EpochPlanner:
+        return EpochPlanner(
+            indices[chosen].to(where),
+            recipe.batch_size,
+            seed=recipe.seed,
+            padding=recipe.padding,
+            max_angle_deg=recipe.max_angle_deg,
+        )
+
+    if settings.loader == "streamed":
+        num_workers = len(os.sched_getaffinity(0))  # FFCV refuses more
+        path = beton_path(data_dir, "train")
+        return StreamedLoader(path, chosen, planner_on(torch.device("cpu")), device, num_workers)
+    images = torch.from_numpy(split.images)[chosen].to(device)
+    labels = torch.from_numpy(split.labels)[chosen].long().to(device)
+    return ResidentLoader(images, labels, planner_on(device))
+
+
+class _Record:
+    """What a run leaves on the disk while it trains: metrics lines and checkpoints.
+
+    Checkpoints are written at an epoch's end, but at most every ten seconds, and on leaving, however that happens.
+    """
+
+    def __init__(self, settings: Settings, run_dir: Path, trainer: Trainer) -> None:
+        self.best: dict[str, Any] = {}
+        self.metrics: list[dict[str, Any]] = []
+        self._trainer, self._run_dir = trainer, run_dir
+        self._common = {
+            "settings": settings.as_config(),
+            "normalisation": {"mean": list(settings.recipe.mean), "std": list(settings.recipe.std)},
+            "data": dict(cifar10.CONTENT.digests),
+        }
+        self._unsaved: dict[str, Any] | None = None
+        self._saved_at = -math.inf
+
+    def __enter__(self) -> None:
+        self._unsaved = self._trainer.state()
+        self._save()
+
+    def __exit__(self, *_: object) -> None:
+        self._save()
+
+    def finish_epoch(self, metrics: dict[str, Any]) -> None:
+        """Record an epoch that is finished and evaluated."""
+        runs.append_metrics(self._run_dir, metrics)
+        self.metrics.append(metrics)
+        self._unsaved = self._trainer.state()
+        if not self.best or metrics["val_accuracy"] > self.best["val_accuracy"]:
+            self.best = {key: metrics[key] for key in ("epoch", "val_accuracy")} | {"model": self._unsaved["model"]}
+        if time.monotonic() - self._saved_at >= _CHECKPOINT_INTERVAL_S:
+            self._save()
+
+    def _save(self) -> None:
+        if self._unsaved is None:
+            return
+        num_epochs = len(self.metrics)
+        if self.best:
+            save_checkpoint(self._run_dir / runs.BEST, {**self._common, **self.best})
+        last = {**self._common, **self._unsaved, "num_epochs": num_epochs, "best": self.best, "metrics": self.metrics}
+        save_checkpoint(self._run_dir / runs.LAST, last)
+        self._unsaved, self._saved_at = None, time.monotonic()
+
+
+def _evaluate_checkpoints(
+    record: _Record, trainer: Trainer, val: _EvalSet, test: _EvalSet, run_dir: Path
+) -> dict[str, Any]:
+    """The test split by the last weights and by the best ones, clean and augmented; predictions by the best."""
+
+    def evaluate(metrics: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+        logits = test.logits(trainer)
+        loss, accuracy = loss_and_accuracy(logits, test.labels)
+        augmented = loss_and_accuracy(test.logits(trainer, augmented=True), test.labels)[1]
+        return {
+            "epoch": metrics["epoch"],
+            "val_accuracy": metrics["val_accuracy"],
+            "test_loss": loss,
+            "test_accuracy": accuracy,
+            "test_accuracy_augmented": augmented,
+        }, logits
+
+    last, logits = evaluate(record.metrics[-1])
+    # Every image of val and test counts alike in the accuracy on both, which is what others call the test set.
+    test10k_accuracy = (last["val_accuracy"] + last["test_accuracy"]) / 2
+    best = last
+    if record.best["epoch"] != last["epoch"]:
+        trainer.model.load_state_dict(record.best["model"])
+        best, logits = evaluate(record.best)
+    labels = test.labels.cpu().numpy().astype(np.uint8)
+    predictions = runs.Predictions(test.images.cpu().numpy(), labels, logits.cpu().numpy())
+    runs.write_predictions(run_dir, predictions)
+    return {
+        "best": best,
+        "last": last,
+        "test10k_accuracy": test10k_accuracy,
+        "num_test_images": len(test.labels),
+        "img_per_s": statistics.median(metrics["img_per_s"] for metrics in record.metrics),
+    }
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying of the first; a second one ends the process at once.
+
+    Yields:
+        A list that the first signal's number is put in.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
+        yield received
+        return
+
+    def receive(number: int, _: object) -> None:
+        if received:
+            os._exit(128 + number)
+        received.append(number)
+
+    former = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

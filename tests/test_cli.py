@@ -1,0 +1,132 @@
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import containers
+import pytest
+
+from fastcifar import cli
+
+TESTS = Path(__file__).parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "COLUMNS": "80"}
+TRAIN = ["train", "--recipe", "adam89", "--batch-size", "8", "--device", "cpu"]
+
+
+def run_tiny(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, TESTS / "tiny_fastcifar.py", *arguments]
+    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Run in this process: exit code, standard output, standard error."""
+    monkeypatch.setattr(sys, "argv", ["fastcifar", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    code = caught.value.code or 0
+    assert isinstance(code, int)
+    return code, *capsys.readouterr()
+
+
+def test_help_is_quick_and_names_the_commands() -> None:
+    def seconds(*command: str) -> float:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, *command], env=ENVIRONMENT, check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    pairs = [(seconds("-m", "fastcifar", "--help"), seconds("-c", "pass")) for _ in range(5)]
+    assert statistics.median(ours - bare for ours, bare in pairs) < 0.3
+
+
+def test_help_imports_nothing_heavy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(monkeypatch, capsys, "--help")
+    assert code == 0
+    assert "prepare" in out
+    assert "train" in out
+    script = "import fastcifar.cli, sys; print(*{'torch', 'numpy', 'ffcv', 'rich', 'PIL'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    assert loaded.stdout.strip() == ""
+
+
+BAD: list[tuple[list[str], str]] = [
+    (["train", "--recipe", "sgd93"], "Invalid value for '--recipe': 'sgd93' is not one of 'sgd92', 'adam89'."),
+    (["train"], "Missing option '--recipe'. Choose from: sgd92, adam89"),
+    (["train", "--recipe", "sgd92", "--epochs", "0"], "--epochs must be between 1 and 100,000, not 0"),
+    (["train", "--recipe", "sgd92", "--epochs", "x"],
+     "Invalid value for '--epochs': 'x' is not a valid integer."),
+    (["train", "--recipe", "sgd92", "--batch-size", "-5"], "--batch-size must be between 1 and 50,000, not -5"),
+    (["train", "--recipe", "sgd92", "--device", "tpu"],
+     "--device 'tpu' is unknown: give auto, cpu, cuda or cuda:<index>"),
+    (["train", "--recipe", "sgd92", "--data", "junk"],
+     "junk holds no prepared data (no manifest.json): run `fastcifar prepare --out junk`"),
+    (["train", "--recipe", "sgd92", "--data", "junk", "--out", "junk"],
+     "junk is not empty: give a new directory with --out"),
+    (["prepare", "--out", "junk/file"], "cannot write junk/file: a file is in the way"),
+    (["prepare", "--out", "/proc/x", "--source", "junk"], "cannot write /proc/x: No such file or directory"),
+    (["fly"], "No such command 'fly'."),
+    (["prepare", "--speed", "9"], "No such option '--speed'."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
+def test_bad_input_is_one_line_and_code_2(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk" / "file").write_text("something else")
+    code, out, err = call(monkeypatch, capsys, *arguments)
+    assert (code, err) == (2, f"Error: {message}\n")
+    assert "Traceback" not in out
+
+
+def test_a_folder_that_is_no_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photos").mkdir()
+    code, _, err = call(
+        monkeypatch, capsys, "prepare", "--out", str(tmp_path / "data"), "--source", str(tmp_path / "photos")
+    )
+    assert code == 2
+    assert err.startswith("Error: ")
+    assert str(tmp_path / "photos") in err
+    assert err.count("\n") == 1
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_from_nothing_to_a_trained_model(tmp_path: Path) -> None:
+    containers.write_folder(containers.mosaic_files(), tmp_path / "package")
+    prepared = run_tiny("prepare", "--out", "data", "--source", "package", cwd=tmp_path)
+    assert (prepared.returncode, prepared.stderr) == (0, "")
+    assert prepared.stdout.splitlines()[-1] == "data is prepared: 40 train, 10 val, 10 test"
+    again = run_tiny("prepare", "--out", "data", cwd=tmp_path)
+    assert (again.returncode, again.stdout) == (0, "data is prepared and verified\n")
+
+    trained = run_tiny(*TRAIN, "--epochs", "2", "--out", "run", cwd=tmp_path)
+    assert (trained.returncode, trained.stderr) == (0, "")
+    lines = trained.stdout.splitlines()
+    assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
+    assert "This was a short run: 2 of 55 epochs, 40 of 40 training images." in lines
+    assert lines[-1].split() == ["next", "fastcifar", "train", "--recipe", "adam89", "(the", "full", "recipe)"]
+    assert (tmp_path / "run" / "charts" / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_training_cleanly(tiny_data: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    command = [sys.executable, str(TESTS / "tiny_fastcifar.py"), *TRAIN, "--epochs", "1000", "--out", "run"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("epoch"):
+                process.send_signal(number)
+                break
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (code, "stopped; the last finished epoch is saved\n")
+    assert (tmp_path / "run" / "last.pt").exists()
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") >= 1

@@ -1,0 +1,54 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastcifar.augment import build_geometry, crop_flip_rotate, draw_params, normalise
+from fastcifar.evaluate import compute_logits, loss_and_accuracy
+
+HALF = torch.full((3,), 0.5)
+
+
+class Recorder(nn.Module):
+    """Logits that are the first ten pixels; remembers what it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch_sizes: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert not self.training
+        self.batch_sizes.append(len(images))
+        return images[:, 0, 0, :10]
+
+
+def logits_of(images: Tensor) -> Tensor:
+    return normalise(images, HALF, HALF)[:, 0, 0, :10]
+
+
+@pytest.mark.parametrize(("num_images", "batch_sizes"), [(1, [1]), (500, [500]), (1001, [500, 500, 500])])
+def test_every_image_counts_once(num_images: int, batch_sizes: list[int]) -> None:
+    images = torch.randint(0, 256, (num_images, 32, 32, 3), dtype=torch.uint8)
+    model = Recorder().train()
+    logits = compute_logits(model, images, mean=HALF, std=HALF, precision="fp32")
+    assert model.batch_sizes == batch_sizes
+    assert model.training
+    assert torch.equal(logits, logits_of(images))
+
+
+def test_geometry_augments() -> None:
+    images = torch.randint(0, 256, (30, 32, 32, 3), dtype=torch.uint8)
+    params = draw_params(42, 0, torch.arange(50_000, 50_030))
+    logits = compute_logits(
+        Recorder(), images, mean=HALF, std=HALF, precision="fp32", geometry=build_geometry(params)
+    )
+    assert torch.equal(logits, logits_of(crop_flip_rotate(images, params)))
+
+
+def test_loss_and_accuracy() -> None:
+    logits = torch.zeros(4, 10)
+    logits[0, 3] = logits[1, 3] = 100.0
+    loss, accuracy = loss_and_accuracy(logits, torch.tensor([3, 4, 0, 9]))
+    assert accuracy == 0.5  # ties go to class 0
+    assert loss == pytest.approx((0 + 100 + 2 * math.log(10)) / 4)

@@ -1,0 +1,46 @@
+"""Modules import only downwards; nothing imports what is beside the package."""
+
+import ast
+from pathlib import Path
+
+import fastcifar
+
+PACKAGE = Path(fastcifar.__file__).parent
+LAYERS = [  # from the top
+    "__main__", "cli", "console", "train", "trainer", "settings", "recipes", "evaluate", "charts", "prepare", "loader",
+    "ffcv_stream", "checkpoint", "runs", "sources", "local_copies", "decoding", "model", "augment_numba", "beton",
+    "augment", "cifar10", "hashing", "files", "errors", "__init__",
+]  # fmt: skip
+
+
+def imported_modules(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            module = node.module or ""
+            names = {f"fastcifar.{alias.name}" for alias in node.names}
+            is_module = {(PACKAGE / f"{name.split('.')[1]}.py").exists() for name in names}
+            found |= names if module == "fastcifar" and is_module == {True} else {module}
+    return found
+
+
+def test_every_module_has_its_layer() -> None:
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(LAYERS)
+
+
+def test_imports_go_down() -> None:
+    for rank, layer in enumerate(LAYERS):
+        modules = imported_modules(PACKAGE / f"{layer}.py")
+        ours = {[*module.split("."), "__init__"][1] for module in modules if module.split(".")[0] == "fastcifar"}
+        assert ours <= set(LAYERS[rank + 1 :]), layer
+        assert not {module.split(".")[0] for module in modules} & {"benchmarks", "tools", "tests"}
+
+
+def test_only_two_modules_know_ffcv() -> None:
+    users = {
+        path.stem for path in PACKAGE.glob("*.py") if any(m.split(".")[0] == "ffcv" for m in imported_modules(path))
+    }
+    assert users == {"beton", "ffcv_stream"}

@@ -1,0 +1,184 @@
+import importlib.metadata
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from test_model import MyResnet
+
+from fastcifar import runs
+from fastcifar import train as train_module
+from fastcifar.checkpoint import load_checkpoint
+from fastcifar.errors import FastcifarError, Interrupted
+from fastcifar.evaluate import compute_logits, loss_and_accuracy
+from fastcifar.prepare import load_split
+from fastcifar.recipes import get_recipe
+from fastcifar.settings import Settings, resolve_settings
+from fastcifar.train import train
+from fastcifar.trainer import Trainer
+
+
+class Listener:
+    """Keeps what it is told; may do something at a step."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, Any]] = []
+        self.steps: list[tuple[int, int]] = []
+        self.stop_at: tuple[int, int] | None = None
+
+    def note(self, line: str) -> None:
+        pass
+
+    def begin(self, num_epochs: int, num_steps: int, batch_size: int) -> None:
+        self.begun = (num_epochs, num_steps, batch_size)
+
+    def step(self, epoch: int, step: int) -> None:
+        self.steps.append((epoch, step))
+        if self.stop_at == (epoch, step):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        self.epochs.append(metrics)
+
+
+def tiny_settings(**choices: Any) -> Settings:
+    defaults: dict[str, Any] = {"epochs": 3, "batch_size": 8, "device": "cpu", "precision": "fp32"}
+    return resolve_settings(get_recipe("adam89"), **(defaults | choices))
+
+
+def run(data: Path, out: Path, listener: Listener | None = None, **choices: Any) -> dict[str, Any]:
+    return train(tiny_settings(**choices), data, runs.create_run_dir(out, "adam89"), listener or Listener())
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:
+    out, listener = tmp_path / "run", Listener()
+    results = run(tiny_data, out, listener)
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
+        "best.pt", "charts/confusion.png", "charts/curves.png", "charts/samples.png", "config.json", "last.pt",
+        "metrics.jsonl", "predictions.npz", "results.json",
+    ]  # fmt: skip
+    assert listener.begun == (3, 5, 8)
+    assert listener.steps == [(epoch, step) for epoch in range(3) for step in range(5)]
+
+    metrics = read_metrics(out)
+    assert metrics == listener.epochs
+    assert [line["epoch"] for line in metrics] == [0, 1, 2]
+    assert [line["lr"] for line in metrics] == [0.001, 0.001, 0.0005]
+    assert all(line["img_per_s"] > 0 and line["seconds"] > 0 for line in metrics)
+
+    config = json.loads((out / "config.json").read_text())
+    expected = {"recipe": "adam89", "epochs": 3, "batch_size": 8, "seed": 42, "device": "cpu", "precision": "fp32",
+                "train_images": 40, "eval_images": 10, "loader": "resident", "compile": False}  # fmt: skip
+    assert {key: config[key] for key in expected} == expected
+    assert config["environment"]["versions"]["torch"] == importlib.metadata.version("torch")
+
+    assert json.loads((out / "results.json").read_text()) == results
+    best_epoch = max(metrics, key=lambda line: line["val_accuracy"])["epoch"]  # the first of equals
+    assert results["best"]["epoch"] == best_epoch
+    assert results["best"]["val_accuracy"] == metrics[best_epoch]["val_accuracy"]
+    assert results["last"]["epoch"] == 2
+    last = results["last"]
+    assert results["test10k_accuracy"] == (last["val_accuracy"] + last["test_accuracy"]) / 2
+
+
+def test_saved_weights_and_predictions_give_the_reported_accuracy(tiny_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    results = run(tiny_data, out)
+    test = load_split(tiny_data, "test")
+    half = torch.full((3,), 0.5)
+    for name, row in (("best.pt", results["best"]), ("last.pt", results["last"])):
+        model = MyResnet()
+        model.load_state_dict(load_checkpoint(out / name)["model"], strict=True)
+        logits = compute_logits(model, torch.from_numpy(test.images), mean=half, std=half, precision="fp32")
+        loss, accuracy = loss_and_accuracy(logits, torch.from_numpy(test.labels).long())
+        assert accuracy == row["test_accuracy"]
+        assert loss == pytest.approx(row["test_loss"], rel=1e-3)
+    with np.load(out / "predictions.npz") as predictions:
+        np.testing.assert_array_equal(predictions["images"], test.images)
+        np.testing.assert_array_equal(predictions["labels"], test.labels)
+        accuracy = (predictions["logits"].argmax(1) == test.labels).mean()
+    assert accuracy == results["best"]["test_accuracy"]
+
+
+def test_runs_with_either_loader_are_equal(tiny_data: Path, tmp_path: Path) -> None:
+    weights = []
+    for loader in ("resident", "streamed"):
+        run(tiny_data, tmp_path / loader, loader=loader, epochs=1, train_images=32)
+        weights.append(load_checkpoint(tmp_path / loader / "last.pt")["model"])
+    for name, value in weights[0].items():
+        assert torch.equal(weights[1][name], value), name
+
+
+def test_an_interrupt_keeps_the_last_finished_epoch(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, listener = tmp_path / "run", Listener()
+    listener.stop_at = (2, 1)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted) as caught:
+        run(tiny_data, out, listener)
+    assert caught.value.signal_number == signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert listener.steps[-1] == (2, 1)
+    assert [line["epoch"] for line in read_metrics(out)] == [0, 1]
+    last = load_checkpoint(out / "last.pt")
+    assert last["num_epochs"] == 2
+    assert last["metrics"] == read_metrics(out)
+    assert not (out / "results.json").exists()
+    # It is the state after two epochs, not one in the middle of the third.
+    monkeypatch.setattr(train_module, "_evaluate_checkpoints", lambda *_: {})
+    monkeypatch.setattr(train_module, "draw_charts", lambda *_: [])
+    trainer = Trainer(tiny_settings().recipe, torch.device("cpu"), precision="fp32", compile=False)
+    loader = train_module._build_loader(tiny_settings(), tiny_data, torch.device("cpu"))
+    for epoch in range(2):
+        trainer.train_epoch(loader, epoch, lambda step: None)
+    assert torch.equal(trainer.model.state_dict()["backbone.fc.bias"], last["model"]["backbone.fc.bias"])
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    real_epoch = Trainer.train_epoch
+
+    def train_epoch(self: Trainer, loader: Any, epoch: int, on_step: Any) -> tuple[float, float]:
+        loss, accuracy = real_epoch(self, loader, epoch, on_step)
+        return (math.nan if epoch == 1 else loss), accuracy
+
+    monkeypatch.setattr(Trainer, "train_epoch", train_epoch)
+    with pytest.raises(FastcifarError, match=rf"the loss is no finite number after epoch 2: .* kept in {out}"):
+        run(tiny_data, out)
+    assert load_checkpoint(out / "last.pt")["num_epochs"] == 1
+
+
+def test_an_existing_run_is_never_overwritten(tiny_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    runs.create_run_dir(out, "adam89")
+    with pytest.raises(FastcifarError, match=rf"{out} is not empty: give a new directory with --out"):
+        run(tiny_data, out)
+
+
+def test_the_default_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = runs.create_run_dir(None, "sgd92")
+    assert path.parent == Path("runs")
+    assert path.name.startswith("sgd92-2")
+    assert path.is_dir()
+
+
+def test_a_subset_is_the_fixed_choice(tiny_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    results = run(tiny_data, out, epochs=1, train_images=16, eval_images=4)
+    assert results["num_test_images"] == 4
+    with np.load(out / "predictions.npz") as predictions:
+        assert predictions["logits"].shape == (4, 10)
+    assert results["img_per_s"] == read_metrics(out)[0]["img_per_s"]

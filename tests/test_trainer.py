@@ -1,0 +1,179 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
+from test_model import MyResnet
+from torch import Tensor, nn
+from torchvision.transforms import Normalize
+
+from fastcifar.loader import EpochPlanner, ResidentLoader
+from fastcifar.recipes import get_recipe
+from fastcifar.trainer import Trainer
+
+CPU = torch.device("cpu")
+
+
+def build_loader(batch_size: int = 8, device: torch.device = CPU) -> ResidentLoader:
+    indices = torch.arange(NUM_TRAIN, device=device)
+    planner = EpochPlanner(indices, batch_size, seed=42, padding=4, max_angle_deg=15)
+    images, labels = torch.from_numpy(TRAIN_IMAGES), torch.from_numpy(TRAIN_LABELS).long()
+    return ResidentLoader(images.to(device), labels.to(device), planner)
+
+
+def build_trainer(name: str, device: torch.device = CPU, precision: str = "fp32", compile: bool = False) -> Trainer:  # noqa: A002
+    recipe = replace(get_recipe(name).with_epochs(4), batch_size=8)
+    return Trainer(recipe, device, precision=precision, compile=compile)
+
+
+def as_a_notebook(name: str, num_epochs: int) -> tuple[MyResnet, list[float]]:
+    """The recipe as its authors write it, on the same batches, in float64."""
+    torch.manual_seed(42)
+    model = MyResnet().double()
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    if name == "sgd92":
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, foreach=False)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=4)
+    else:
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.001, weight_decay=1e-4, foreach=False)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=2, gamma=0.5)
+    losses = []
+    for epoch in range(num_epochs):
+        total = 0.0
+        for images, labels in build_loader().epoch(epoch):
+            scaled = (images.permute(0, 3, 1, 2).contiguous().float() / 255).double()
+            inputs: Tensor = Normalize((0.5,) * 3, (0.5,) * 3)(scaled)
+            optimizer.zero_grad()
+            loss = nn.CrossEntropyLoss()(model(inputs), labels)
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(labels)
+        losses.append(total / NUM_TRAIN)
+        scheduler.step()
+    return model, losses
+
+
+@pytest.mark.parametrize("name", ["sgd92", "adam89"])
+def test_training_equals_the_notebooks(name: str) -> None:
+    """In float64: training amplifies float32's rounding within a few steps."""
+    notebook, losses = as_a_notebook(name, 3)
+    trainer = build_trainer(name)
+    trainer.model.double()
+    trainer.mean, trainer.std = trainer.mean.double(), trainer.std.double()
+    for epoch, expected in enumerate(losses):
+        loss, _ = trainer.train_epoch(build_loader(), epoch, lambda step: None)
+        assert loss == pytest.approx(expected, rel=1e-6)
+    weights = trainer.model.state_dict()
+    for key, value in notebook.state_dict().items():
+        torch.testing.assert_close(weights[key], value, rtol=1e-5, atol=1e-7, msg=key)
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [("sgd92", [0.1, 0.0853553, 0.05, 0.0146447, 0.0]), ("adam89", [0.001, 0.001, 0.0005, 0.0005, 0.00025])],
+)
+def test_learning_rates(name: str, rates: list[float]) -> None:
+    trainer = build_trainer(name)
+    seen = [trainer.optimizer.param_groups[0]["lr"]]
+    for _ in range(4):
+        trainer.optimizer.step()
+        trainer.scheduler.step()
+        seen.append(trainer.optimizer.param_groups[0]["lr"])
+    assert seen == pytest.approx(rates, abs=1e-7)
+
+
+def test_loss_and_accuracy_are_means_over_the_epoch() -> None:
+    trainer = build_trainer("adam89")
+    seen = []
+    real_forward = trainer._forward
+
+    def forward(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        loss, num_correct = real_forward(images, labels)
+        seen.append((loss.item(), num_correct.item()))
+        return loss, num_correct
+
+    trainer._forward = forward
+    steps: list[int] = []
+    loss, accuracy = trainer.train_epoch(build_loader(), 0, steps.append)
+    assert steps == [0, 1, 2, 3, 4]
+    assert loss == pytest.approx(sum(loss for loss, _ in seen) / 5)
+    assert accuracy == pytest.approx(sum(correct for _, correct in seen) / NUM_TRAIN)
+
+
+def test_it_learns_the_tiny_training_set() -> None:
+    trainer = build_trainer("adam89")
+    losses = [trainer.train_epoch(build_loader(), epoch % 2, lambda step: None)[0] for epoch in range(8)]
+    assert losses[-1] < 0.5 < 2 < losses[0]
+
+
+def test_bf16_follows_fp32() -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        trainer = build_trainer("adam89", precision=precision)
+        losses[precision] = trainer.train_epoch(build_loader(), 0, lambda step: None)[0]
+        assert all(parameter.dtype == torch.float32 for parameter in trainer.model.parameters())
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.05)
+    assert losses["bf16"] != losses["fp32"]
+
+
+def test_warming_up_changes_nothing() -> None:
+    trainer = build_trainer("sgd92")
+    before = trainer.state()
+    assert trainer.warm_up() > 0
+    for name, value in trainer.state()["model"].items():
+        assert torch.equal(value, before["model"][name])
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+def test_the_model_is_channels_last() -> None:
+    for parameter in build_trainer("sgd92").model.parameters():
+        assert parameter.dim() != 4 or parameter.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_state_is_detached_from_further_training() -> None:
+    trainer = build_trainer("sgd92")
+    trainer.train_epoch(build_loader(), 0, lambda step: None)
+    state = trainer.state()
+    weights = state["model"]["backbone.fc.weight"].clone()
+    momentum = state["optimizer"]["state"][0]["momentum_buffer"].clone()
+    trainer.train_epoch(build_loader(), 1, lambda step: None)
+    assert torch.equal(state["model"]["backbone.fc.weight"], weights)
+    assert torch.equal(state["optimizer"]["state"][0]["momentum_buffer"], momentum)
+    assert not torch.equal(trainer.model.backbone.fc.weight, weights)
+
+
+@pytest.mark.slow
+def test_compiled_training_equals_eager() -> None:
+    losses = []
+    for compile in (False, True):  # noqa: A001
+        trainer = build_trainer("adam89", compile=compile)
+        trainer.warm_up()
+        losses.append(trainer.train_epoch(build_loader(), 0, lambda step: None)[0])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+def test_cuda_training_follows_the_cpu(compile: bool) -> None:  # noqa: A002
+    cuda = torch.device("cuda")
+    on_cpu, on_cuda = build_trainer("adam89"), build_trainer("adam89", cuda, compile=compile)
+    on_cuda.warm_up()
+    expected = on_cpu.train_epoch(build_loader(), 0, lambda step: None)[0]
+    loss = on_cuda.train_epoch(build_loader(device=cuda), 0, lambda step: None)[0]
+    assert loss == pytest.approx(expected, rel=2e-2)
+
+
+@pytest.mark.gpu
+def test_a_warm_step_never_waits_for_the_device() -> None:
+    cuda = torch.device("cuda")
+    trainer, loader = build_trainer("sgd92", cuda, "bf16", compile=True), build_loader(device=cuda)
+    trainer.warm_up()
+    trainer.train_epoch(loader, 0, lambda step: None)
+    batches = list(loader.epoch(1))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for images, labels in batches:
+            trainer.step(images, labels)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
