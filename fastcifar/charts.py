@@ -128,8 +128,8 @@ def draw_curves(metrics: Sequence[Mapping[str, float]], *, title: str) -> Figure
                 each.axvline(best_epoch, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
             if name == "accuracy":
                 axes.plot(best_epoch, best_accuracy, "o", markersize=8, markerfacecolor="none", markeredgecolor=INK,
-                          markeredgewidth=1.2, zorder=4, gid="best")  # fmt: skip
-                _label_best(axes, best_epoch, f"best {best_accuracy:.2%}\nepoch {best_epoch:.0f}")
+                          markeredgewidth=1.2, zorder=4, clip_on=False, gid="best")  # fmt: skip
+                _label_best(axes, epochs, curves, best, f"best {best_accuracy:.2%}\nepoch {best_epoch:.0f}")
         _add_caption(figure, "Training is measured on augmented images while the weights still change, validation on "
                              "clean images after the epoch;\ntraining accuracy may therefore lie below validation.")
     return figure
@@ -157,9 +157,10 @@ def draw_confusion(
     num_correct, num_total = int(counts.trace()), int(counts.sum())
     low, high = wilson_interval(num_correct, num_total)
     headline = f"Test accuracy {num_correct / num_total:.2%}  (95% interval {low:.2%} to {high:.2%})"
+    of_images = f"{num_total:,} test image{'s' if num_total != 1 else ''}"
 
     with matplotlib.rc_context(_STYLE):
-        figure = _build_figure(7.2, headline, f"{title} · {num_total:,} test images")
+        figure = _build_figure(7.2, headline, title)
         axes = figure.add_axes((0.135, 0.09, 0.675, 0.745))
         # The square root lifts rare confusions off the white; a nearly perfect model is not painted as if it failed.
         norm = PowerNorm(0.5, vmin=0, vmax=max(0.05, float(np.nanmax(errors))))
@@ -167,7 +168,7 @@ def draw_confusion(
         axes.pcolormesh(errors, cmap=colormap, norm=norm, edgecolors=GRID, linewidth=1)
         axes.set(xlim=(0, NUM_CLASSES), ylim=(NUM_CLASSES, 0))
         centres = np.arange(NUM_CLASSES) + 0.5
-        axes.set_xticks(centres, CLASSES, fontsize=7.5, color=INK)
+        axes.set_xticks(centres, CLASSES, fontsize=7, color=INK)
         axes.set_yticks(centres, CLASSES, fontsize=8.5, color=INK)
         axes.xaxis.set_ticks_position("top")
         axes.xaxis.set_label_position("top")
@@ -182,8 +183,8 @@ def draw_confusion(
             axes.text(column + 0.5, row + 0.76, f"{counts[row, column]:,}", ha="center", va="center",
                       fontsize=7, color=color, alpha=0.85, gid=f"count {row} {column}")  # fmt: skip
         _plot_recall(figure.add_axes((0.838, 0.09, 0.135, 0.745)), counts)
-        _add_caption(figure, "In a cell: percent of the row's true class, and number of images; empty means none. "
-                             "Recall has its 95% interval.")
+        _add_caption(figure, f"{of_images}. In a cell: percent of the row's true class, and number of images; "
+                             "empty means none. Recall has its 95% interval.")
     return figure
 
 
@@ -283,7 +284,7 @@ def _plot_learning_rate(strip: Axes, epochs: NDArray[np.float64], lr: NDArray[np
     strip.fill_between(epochs, lr, color=GRID, linewidth=0)
     strip.plot(epochs, lr, color=MUTED, linewidth=1.1, marker="o" if len(epochs) <= 10 else "", markersize=3)
     strip.set_ylim(0, 1.15 * lr.max() if lr.max() > 0 else 1)
-    strip.set_yticks([0, lr.max()] if lr.max() > 0 else [0], labels=["0", f"{lr.max():g}"] if lr.max() > 0 else ["0"])
+    strip.set_yticks([0, lr.max()] if lr.max() > 0 else [0], labels=["0", f"{lr.max():.3g}"] if lr.max() > 0 else ["0"])
     strip.tick_params(axis="y", length=0)
     strip.spines["left"].set_visible(False)
     strip.text(1.035, 0.5, "learning\nrate", color=MUTED, va="center", linespacing=1.25, transform=strip.transAxes)
@@ -296,13 +297,21 @@ def _plot_learning_rate(strip: Axes, epochs: NDArray[np.float64], lr: NDArray[np
     strip.set_xticks(sorted({first, last, *(tick for tick in ticks if first + too_near < tick < last - too_near)}))
 
 
-def _label_best(axes: Axes, epoch: float, text: str) -> None:
-    """Beside the dotted line and near the bottom, where rising curves leave room, on the side with more of it."""
+def _label_best(
+    axes: Axes, epochs: NDArray[np.float64], curves: Sequence[NDArray[np.float64]], best: int, text: str
+) -> None:
+    """Beside the dotted line, on the side with more room, at the bottom unless the curves run there."""
     left, right = axes.get_xlim()
-    is_late = epoch > (left + right) / 2
-    axes.annotate(text, (epoch, 0.05), xycoords=("data", "axes fraction"), xytext=(-6 if is_late else 6, 0),
-                  textcoords="offset points", ha="right" if is_late else "left", va="bottom", linespacing=1.3,
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5}, zorder=3)  # fmt: skip
+    bottom, top = axes.get_ylim()
+    is_late = epochs[best] > (left + right) / 2
+    beside = slice(0, best + 1) if is_late else slice(best, None)
+    is_near = np.abs(epochs[beside] - epochs[best]) <= max(0.4 * (right - left), 1)  # as wide as the text, or one epoch
+    lowest = min(values[beside][is_near].min() for values in curves)
+    is_taken = (lowest - bottom) / (top - bottom) < 0.25  # then the curves are flat, and the top is free
+    axes.annotate(text, (epochs[best], 0.95 if is_taken else 0.05), xycoords=("data", "axes fraction"),
+                  xytext=(-6 if is_late else 6, 0), textcoords="offset points", ha="right" if is_late else "left",
+                  va="top" if is_taken else "bottom", linespacing=1.3, zorder=3,
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5}, gid="best label")  # fmt: skip
 
 
 def _plot_recall(axes: Axes, counts: NDArray[np.int64]) -> None:
