@@ -126,7 +126,7 @@ def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Imag
         num_images: how many it must hold.
 
     Returns:
-        `(N, 32, 32, 3)` uint8 images and `(N,)` uint8 labels, copies.
+        `(N, 32, 32, 3)` uint8 images, which may share memory with `content`, and `(N,)` uint8 labels.
 
     Raises:
         FastcifarError: an entry is not as it must be.
@@ -134,7 +134,8 @@ def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Imag
 
     def require(condition: Any, what: str) -> None:
         if not condition:
-            raise FastcifarError(f"{path} is damaged ({what}): make it anew with `fastcifar prepare --force`")
+            remedy = f"make it anew with `fastcifar prepare --force --out {path.parent}`"
+            raise FastcifarError(f"{path} is damaged ({what}): {remedy}")
 
     samples_start = _HEADER.itemsize + len(_FIELDS) * _FIELD.itemsize
     samples_end = samples_start + num_images * _SAMPLE.itemsize
@@ -169,5 +170,5 @@ def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Imag
 
     used = _PAGE_SIZE // _IMAGE_BYTES * _IMAGE_BYTES
     pages = content[pages_start:table_start].reshape(num_pages, _PAGE_SIZE)[:, :used]
-    images = pages.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 3)[:num_images]  # the reshape copies: pages have a tail
+    images = pages.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 3)[:num_images]
     return images, samples["label"].astype(np.uint8)

@@ -21,8 +21,9 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     Raises:
         FastcifarError: the file system refuses.
     """
-    with replacing(path) as temporary:
-        torch.save({"format": _FORMAT, **content}, temporary)
+    # An open file, because torch's own writing to a path hides a full disk in an error of its own.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save({"format": _FORMAT, **content}, file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ def prepare(data_dir: Path, source: str, force: bool) -> None:
 @click.option("--recipe", "recipe_name", type=click.Choice(list(RECIPES)), required=True, help="What to train by.")
 @click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True,
               help="Prepared data; where there is none yet, it is prepared first.")  # fmt: skip
-@click.option("--out", "run_dir", type=click.Path(path_type=Path), help="Run directory.  [default: runs/RECIPE-TIME]")
+@click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/RECIPE-TIME]")
 @click.option("--epochs", type=int, help="Passes over the training set; the schedule keeps its shape.")
 @click.option("--train-images", type=int, help="Train on this many images of a fixed choice.  [default: all 50,000]")
 @click.option("--eval-images", type=int, help="Evaluate on this many of val and of test.  [default: all 5,000]")
@@ -48,22 +48,21 @@ def prepare(data_dir: Path, source: str, force: bool) -> None:
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True,
               help="auto is bf16 autocast where the hardware is fast at it.")  # fmt: skip
 @click.option("--compile/--no-compile", default=None, help="torch.compile the step.  [default: on CUDA only]")
-def train(recipe_name: str, data_dir: Path, run_dir: Path | None, **choices: Any) -> None:
+def train(recipe_name: str, data_dir: Path, out: Path | None, **choices: Any) -> None:
     """Train by a recipe, evaluate, and write a run directory with weights, metrics and charts."""
     from fastcifar.console import Console
 
     with Console() as console:
+        from fastcifar.prepare import is_untouched
         from fastcifar.prepare import prepare as run_prepare
-        from fastcifar.runs import create_run_dir
         from fastcifar.settings import resolve_settings
         from fastcifar.train import train as run_training
 
         recipe = get_recipe(recipe_name)
         settings = resolve_settings(recipe, **choices)
-        if not data_dir.exists() or (data_dir.is_dir() and not any(data_dir.iterdir())):
+        if is_untouched(data_dir):
             run_prepare(data_dir, report=console.note)
-        run_dir = create_run_dir(run_dir, recipe_name)
-        results = run_training(settings, data_dir, run_dir, console)
+        run_dir, results = run_training(settings, data_dir, out, console)
     console.summarise(recipe, settings.as_config(), run_dir, results)
 
 
@@ -79,7 +78,7 @@ def main() -> None:
     except FastcifarError as error:
         _fail(str(error))
     except Interrupted as error:
-        click.echo("stopped; the last finished epoch is saved", err=True)
+        click.echo(f"stopped: {error}", err=True)
         sys.exit(128 + error.signal_number)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)

@@ -80,23 +80,27 @@ class Console:
             results: as in `results.json`.
         """
         best, last = results["best"], results["last"]
-        lines = ["", "test accuracy           clean   augmented"]
-        for name, row in ((f"best (epoch {best['epoch'] + 1})", best), (f"last (epoch {last['epoch'] + 1})", last)):
-            lines.append(f"  {name:<18} {row['test_accuracy']:>8.2%} {row['test_accuracy_augmented']:>11.2%}")
-        lines.append(f"  last, val and test {results['test10k_accuracy']:>8.2%}")
+        lines = ["", f"test accuracy on {results['num_test_images']:,} images    clean   augmented"]
+        for name, row in ((f"best weights (epoch {best['epoch'] + 1})", best), ("last weights", last)):
+            lines.append(f"  {name:<27}{row['test_accuracy']:>9.2%}{row['test_accuracy_augmented']:>12.2%}")
+        lines.append(f"  {'last weights, val and test':<27}{results['val_and_test_accuracy']:>9.2%}")
+        if recipe.published_accuracy is not None:
+            lines.append(f"  {'published':<27}{recipe.published_accuracy:>9.0%}   (very likely on augmented images)")
         num_train = cifar10.CONTENT.num_train
-        if config["epochs"] != recipe.epochs or config["train_images"] != num_train:
-            hours = recipe.epochs * num_train / results["img_per_s"] / 3600
+        is_short = config["epochs"] < recipe.epochs or config["train_images"] < num_train
+        if is_short:
+            seconds = recipe.epochs * num_train / results["img_per_s"]
             lines += [
                 "",
                 f"This was a short run: {config['epochs']} of {recipe.epochs} epochs,"
                 f" {config['train_images']:,} of {num_train:,} training images.",
-                f"At the {results['img_per_s']:,.0f} img/s measured here the full recipe trains for about"
-                f" {hours:.1f} hours" + ("" if hours >= 0.1 else f" ({hours * 3600:.0f} s)") + ".",
+                f"At the {results['img_per_s']:,.0f} img/s measured here the full recipe trains for about "
+                + (f"{seconds / 3600:.1f} hours." if seconds > 600 else f"{seconds:.0f} seconds."),
             ]
         charts = run_dir / "charts"
         lines += ["", f"run       {run_dir}", f"charts    {charts}/curves.png, confusion.png, samples.png",
-                  f"weights   {run_dir / runs.BEST}",
-                  f"next      fastcifar train --recipe {recipe.name}   (the full recipe)"]  # fmt: skip
+                  f"weights   {run_dir / runs.BEST}"]  # fmt: skip
+        again = ("", "the full recipe") if is_short else (f" --seed {config['seed'] + 1}", "another seed")
+        lines.append(f"next      fastcifar train --recipe {recipe.name}{again[0]}   ({again[1]})")
         for line in lines:
             self.note(line)

@@ -1,7 +1,5 @@
 """The one exception type for what a user can act on, and the one for a run that was told to stop."""
 
-import signal
-
 
 class FastcifarError(Exception):
     """Something is wrong that the user can mend.
@@ -12,12 +10,12 @@ class FastcifarError(Exception):
 
 
 class Interrupted(Exception):  # noqa: N818 (like KeyboardInterrupt, no error)
-    """SIGINT or SIGTERM ended the run early, its last finished epoch saved.
+    """SIGINT or SIGTERM ended a run early; the message says what of it is saved.
 
     Attributes:
         signal_number: which of them.
     """
 
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(signal.Signals(signal_number).name)
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
         self.signal_number = signal_number

@@ -7,7 +7,7 @@ batch is valid until the next is taken, and `loader.StreamedLoader` copies it in
 
 import contextlib
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class _Epoch(EpochIterator):  # type: ignore[misc]
             self.error = error
 
     def stop(self) -> None:
+        self.iter_ixes = iter(())  # FFCV looks at its own sign to end only when the queue is full
         self.close()
         while self.is_alive():  # it may be waiting to hand over a batch: make room until it notices
             with contextlib.suppress(queue.Empty):
@@ -92,7 +93,7 @@ class FfcvStream:
 
     def epoch(
         self, positions: NDArray[np.int64], geometry: NDArray[np.int32]
-    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+    ) -> Generator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
         """Read and augment images in a given order.
 
         Args:
@@ -110,10 +111,11 @@ class FfcvStream:
         row_of = np.full(self._loader.reader.num_samples, -1, np.int64)
         row_of[positions] = np.arange(len(positions))
         self._augment.row_of, self._augment.geometry = row_of, geometry
-        with ffcv_side_effects_undone():  # the thread sets the count as it starts: by its first batch it has done so
+        with ffcv_side_effects_undone():
             batches = _Epoch(self._loader, positions.astype(np.uint64))
-            batch = self._take(batches)
         try:
+            with ffcv_side_effects_undone():  # the thread sets torch's count as it starts, before its first batch
+                batch = self._take(batches)
             while batch is not None:
                 yield batch
                 batch = self._take(batches)
@@ -127,7 +129,6 @@ class FfcvStream:
                 item = batches.output_queue.get(timeout=0.1)
             except queue.Empty:
                 if batches.error is not None:
-                    batches.stop()
                     message = f"reading {self._loader.fname} failed: {batches.error!r}"
                     raise FastcifarError(message) from batches.error
                 continue

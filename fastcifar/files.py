@@ -32,7 +32,8 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             sync(temporary)
             temporary.replace(path)
-            sync(path.parent)
+            with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
+                sync(path.parent)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)

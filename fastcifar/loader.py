@@ -3,16 +3,22 @@
 Both loaders give the same images in the same order, a function of (seed, epoch) alone.
 """
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Generator
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcifar.augment import build_geometry, draw_order, draw_params, gather_augmented
+from fastcifar.cifar10 import IMAGE_SIZE
 
 Batch = tuple[Tensor, Tensor]  # (B, 32, 32, 3) uint8 images, (B,) int64 labels, both on the loader's device
+Batches = Generator[Batch]
+NumpyBatches = Generator[tuple[NDArray[np.uint8], NDArray[np.int64]]]
 
 
 class Loader(Protocol):
@@ -24,8 +30,11 @@ class Loader(Protocol):
 
     num_steps: int
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of an epoch (from 0). A batch stays valid after the next is taken."""
+    def epoch(self, epoch: int) -> Batches:
+        """The batches of an epoch (from 0). A batch stays valid after the next is taken.
+
+        Close it, rather than drop it, to leave an epoch early.
+        """
         ...
 
 
@@ -73,7 +82,7 @@ class ResidentLoader:
         self._images, self._labels, self._planner = images, labels, planner
         self.num_steps = planner.num_steps
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int) -> Batches:
         """The batches of an epoch, each augmented when it is taken."""
         order, geometry = self._planner.plan(epoch)
         labels = self._labels[order]
@@ -103,23 +112,30 @@ class StreamedLoader:
         self._stream = FfcvStream(path, planner.batch_size, num_workers)
         self.num_steps = planner.num_steps
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int) -> Batches:
         """The batches of an epoch. Leaving early ends FFCV's threads too."""
         order, geometry = self._planner.plan(epoch)
-        batches = self._stream.epoch(self._positions[order].numpy(), geometry.numpy())
-        if self._device.type == "cpu":
-            for images, labels in batches:
-                yield torch.from_numpy(images.copy()), torch.from_numpy(labels.copy())
-            return
-        # FFCV reuses its buffers, so each batch is copied into pinned memory of ours, whose own reuse waits until the
-        # device has fetched it. Two such slots let the copy of one batch overlap the training on another.
+        with contextlib.closing(self._stream.epoch(self._positions[order].numpy(), geometry.numpy())) as batches:
+            if self._device.type == "cuda":
+                yield from self._to_cuda(batches)
+            else:
+                for images, labels in batches:
+                    yield torch.from_numpy(images.copy()), torch.from_numpy(labels.copy())
+
+    def _to_cuda(self, batches: NumpyBatches) -> Batches:
+        """Copy batches to the device by way of pinned memory of our own, because FFCV reuses its buffers.
+
+        A pinned slot is reused only once the device has fetched it; with two of them the host prepares a batch while
+        the device is still busy with the one before.
+        """
         size = self._planner.batch_size
         slots = [
-            (torch.empty((size, 32, 32, 3), dtype=torch.uint8, pin_memory=True),
+            (torch.empty((size, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, pin_memory=True),
              torch.empty(size, dtype=torch.int64, pin_memory=True),
              torch.cuda.Event())
             for _ in range(2)
         ]  # fmt: skip
+        stream = torch.cuda.current_stream(self._device)
         for step, (images, labels) in enumerate(batches):
             pinned_images, pinned_labels, fetched = slots[step % len(slots)]
             fetched.synchronize()
@@ -129,5 +145,5 @@ class StreamedLoader:
                 pinned_images.to(self._device, non_blocking=True),
                 pinned_labels.to(self._device, non_blocking=True),
             )
-            fetched.record()
+            fetched.record(stream)
             yield batch

@@ -7,6 +7,14 @@ from torchvision.models import resnet18
 from fastcifar.cifar10 import NUM_CLASSES
 
 
+class _Float32Linear(nn.Linear):
+    """A linear layer outside autocast: bf16 logits tie with each other, and a tie goes to the lower class."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.to(self.weight.dtype))
+
+
 class ResNet18(nn.Module):
     """torchvision's ResNet-18 with a 3x3 stride-1 first convolution and no first pooling.
 
@@ -20,7 +28,7 @@ class ResNet18(nn.Module):
         self.backbone = resnet18(weights=None)
         self.backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         self.backbone.maxpool = nn.Identity()
-        self.backbone.fc = nn.Linear(512, NUM_CLASSES)
+        self.backbone.fc = _Float32Linear(512, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images.

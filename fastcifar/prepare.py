@@ -25,12 +25,25 @@ from fastcifar.sources import load_source
 MANIFEST = "manifest.json"
 _FORMAT = 1  # of the manifest
 _STAGING = ".preparing"
-_REMEDY = "make it anew with `fastcifar prepare --force`"
 
 
 def is_prepared(data_dir: Path) -> bool:
-    """Whether the folder claims to hold prepared data; `load_split` says whether it truly does."""
-    return (data_dir / MANIFEST).exists()
+    """Whether the folder claims to hold prepared data; loading it says whether it truly does."""
+    return os.path.exists(data_dir / MANIFEST)  # noqa: PTH110 (a name that no file can have is no error here)
+
+
+def is_untouched(data_dir: Path) -> bool:
+    """Whether there is nothing in the folder yet, but for what an interrupted `prepare` left.
+
+    Raises:
+        FastcifarError: it cannot be read.
+    """
+    try:
+        return all(path.name == _STAGING for path in data_dir.iterdir())
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise FastcifarError(f"cannot read {data_dir}: {error.strerror}") from error
 
 
 def beton_path(data_dir: Path, split: SplitName) -> Path:
@@ -62,7 +75,7 @@ def prepare(
         return
     with writing(data_dir):
         data_dir.mkdir(parents=True, exist_ok=True)
-    with _exclusively(data_dir), writing(data_dir):
+    with writing(data_dir), _exclusively(data_dir):
         staging = data_dir / _STAGING
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
@@ -113,41 +126,51 @@ class Split:
     indices: NDArray[np.int64]
 
 
-def load_split(data_dir: Path, split: SplitName) -> Split:
-    """Read a split, after checking its file's structure, hash and content, and for val and test their positions.
+def load_train(data_dir: Path) -> Split:
+    """Read the training split, after checking its file's structure, hash and content.
 
     Args:
         data_dir: a folder that `prepare` filled.
-        split: which.
+
+    Raises:
+        FastcifarError: a file or the manifest is missing or is not, to the last bit, what `prepare` wrote.
+    """
+    images, labels = _read_split(data_dir, "train", _read_manifest(data_dir))
+    return Split(images, labels, np.arange(len(labels)))
+
+
+def load_val_and_test(data_dir: Path) -> tuple[Split, Split]:
+    """Read the validation and the test split, likewise checked, and with them where in the test set each image stands.
+
+    Args:
+        data_dir: a folder that `prepare` filled.
 
     Raises:
         FastcifarError: a file or the manifest is missing or is not, to the last bit, what `prepare` wrote.
     """
     manifest = _read_manifest(data_dir)
-    if split == "train":
-        images, labels = _read_split(data_dir, "train", manifest)
-        return Split(images, labels, np.arange(len(labels)))
-    # Where in the official test set val's images stand is proven by putting the official set together again.
     is_val = _unpack_mask(manifest["val_mask"])
-    positions: dict[SplitName, NDArray[np.int64]] = {"val": np.flatnonzero(is_val), "test": np.flatnonzero(~is_val)}
-    halves = {name: _read_split(data_dir, name, manifest) for name in positions}
-    images = np.empty((len(is_val), *halves[split][0].shape[1:]), np.uint8)
+    halves = _read_split(data_dir, "val", manifest), _read_split(data_dir, "test", manifest)
+    # The positions are proven by putting the official test set together again.
+    positions = np.flatnonzero(is_val), np.flatnonzero(~is_val)
+    images = np.empty((len(is_val), *halves[0][0].shape[1:]), np.uint8)
     labels = np.empty(len(is_val), np.uint8)
-    for name, half in halves.items():
-        images[positions[name]], labels[positions[name]] = half
+    for where, half in zip(positions, halves, strict=True):
+        images[where], labels[where] = half
     if cifar10.content_digest(images, labels) != cifar10.CONTENT.official_test_digest:
-        raise FastcifarError(f"{data_dir / MANIFEST} is damaged (val_mask): {_REMEDY}")
-    return Split(*halves[split], cifar10.CONTENT.num_train + positions[split])
+        raise FastcifarError(f"{data_dir / MANIFEST} is damaged (val_mask): {_remedy(data_dir)}")
+    val, test = (Split(*half, cifar10.CONTENT.num_train + where) for where, half in zip(positions, halves, strict=True))
+    return val, test
 
 
 def verify(data_dir: Path) -> None:
-    """Check all of a data folder as `load_split` does.
+    """Check all of a data folder as loading it does.
 
     Raises:
         FastcifarError: something is missing or damaged.
     """
-    load_split(data_dir, "train")
-    load_split(data_dir, "test")  # reads val too
+    load_train(data_dir)
+    load_val_and_test(data_dir)
 
 
 def _read_split(data_dir: Path, split: SplitName, manifest: dict[str, Any]) -> tuple[Images, Labels]:
@@ -156,14 +179,14 @@ def _read_split(data_dir: Path, split: SplitName, manifest: dict[str, Any]) -> t
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise FastcifarError(f"cannot read {path}: {error.strerror}; {_REMEDY}") from error
+        raise FastcifarError(f"cannot read {path}: {error.strerror}; {_remedy(data_dir)}") from error
     with ThreadPoolExecutor(max_workers=1) as executor:  # the two digests take about as long as each other
         file_hash = executor.submit(lambda: hashlib.sha256(content.data).hexdigest())
         images, labels = beton.parse(content, path, _num_images(split))
         digest = cifar10.content_digest(images, labels)
     for name, found in (("content_sha256", digest), ("file_sha256", file_hash.result())):
         if found != manifest["splits"][split][name]:
-            raise FastcifarError(f"{path} is damaged (its {name} is not the manifest's): {_REMEDY}")
+            raise FastcifarError(f"{path} is damaged (its {name} is not the manifest's): {_remedy(data_dir)}")
     return images, labels
 
 
@@ -177,6 +200,10 @@ def _pack_mask(val_positions: NDArray[np.int64]) -> str:
     is_val = np.zeros(cifar10.CONTENT.num_test, np.bool_)
     is_val[val_positions] = True
     return np.packbits(is_val).tobytes().hex()
+
+
+def _remedy(data_dir: Path) -> str:
+    return f"make it anew with `fastcifar prepare --force --out {data_dir}`"
 
 
 def _num_images(split: SplitName) -> int:
@@ -212,6 +239,7 @@ def _read_manifest(data_dir: Path) -> dict[str, Any]:
         sound = manifest["format"] == _FORMAT and all(
             entry["num_images"] == _num_images(split)
             and entry["content_sha256"] == cifar10.CONTENT.digests[split]
+            and isinstance(entry["file_sha256"], str)
             for split in SPLITS
             for entry in [manifest["splits"][split]]
         )
@@ -219,7 +247,8 @@ def _read_manifest(data_dir: Path) -> dict[str, Any]:
     except (KeyError, TypeError, IndexError, ValueError):
         sound = False
     if not sound:
-        raise FastcifarError(f"{path} is damaged or stale (it does not describe CIFAR-10 as split here): {_REMEDY}")
+        what = "it does not describe CIFAR-10 as split here"
+        raise FastcifarError(f"{path} is damaged or stale ({what}): {_remedy(data_dir)}")
     return dict(manifest)
 
 
@@ -230,7 +259,7 @@ def _exclusively(folder: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             message = f"another process is preparing {folder}: wait for it, or give another folder"
             raise FastcifarError(message) from error
         yield

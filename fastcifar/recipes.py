@@ -48,7 +48,8 @@ class Recipe:
 
     def with_epochs(self, epochs: int) -> "Recipe":
         """The same recipe in more or fewer epochs, its schedule stretched to keep its shape."""
-        return replace(self, epochs=epochs, step_epochs=max(1, round(self.step_epochs * epochs / self.epochs)))
+        step_epochs = max(1, round(self.step_epochs * epochs / self.epochs)) if self.schedule == "step" else 0
+        return replace(self, epochs=epochs, step_epochs=step_epochs)
 
 
 # The batch size was not published; 128 is ours, for both.

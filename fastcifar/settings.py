@@ -1,5 +1,6 @@
 """A run's settings: what the user chose, and what was chosen for them."""
 
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class Settings:
         compile: whether torch.compile builds the step.
         loader: "resident" or "streamed".
         num_threads: torch's threads on the CPU.
+        num_workers: FFCV's threads, for the streamed loader.
         train_images: of the training set, the first of a fixed permutation.
         eval_images: of val and of test each, likewise.
     """
@@ -36,6 +38,7 @@ class Settings:
     compile: bool
     loader: str
     num_threads: int
+    num_workers: int
     train_images: int
     eval_images: int
 
@@ -93,10 +96,11 @@ def resolve_settings(
         recipe=resolved,
         device=str(target),
         device_name=torch.cuda.get_device_name(target) if is_cuda else describe_cpu(),
-        precision=("bf16" if _is_bf16_fast(target) else "fp32") if precision == "auto" else precision,
+        precision=("bf16" if is_bf16_fast(target) else "fp32") if precision == "auto" else precision,
         compile=is_cuda if compile is None else compile,
         loader=loader,
         num_threads=torch.get_num_threads(),
+        num_workers=len(os.sched_getaffinity(0)),  # FFCV refuses more
         train_images=num_train,
         eval_images=num_eval,
     )
@@ -122,7 +126,7 @@ def _resolve_device(name: str) -> torch.device:
     return device
 
 
-def _is_bf16_fast(device: torch.device) -> bool:
+def is_bf16_fast(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16 itself: from Ampere on, and on x86 with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

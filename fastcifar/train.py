@@ -22,7 +22,7 @@ from fastcifar.checkpoint import save_checkpoint
 from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.evaluate import compute_logits, loss_and_accuracy
 from fastcifar.loader import EpochPlanner, Loader, ResidentLoader, StreamedLoader
-from fastcifar.prepare import Split, beton_path, load_split
+from fastcifar.prepare import Split, beton_path, load_train, load_val_and_test
 from fastcifar.settings import Settings
 from fastcifar.trainer import Trainer
 
@@ -72,78 +72,107 @@ class _EvalSet:
         )
 
 
-def train(settings: Settings, data_dir: Path, run_dir: Path, observer: Observer) -> dict[str, Any]:
-    """Train by a recipe, evaluate, and fill the run directory.
+def train(settings: Settings, data_dir: Path, out: Path | None, observer: Observer) -> tuple[Path, dict[str, Any]]:
+    """Train by a recipe, evaluate, and fill a run directory.
 
     Args:
         settings: from `settings.resolve_settings`.
         data_dir: a folder that `prepare` filled.
-        run_dir: from `runs.create_run_dir`.
+        out: the run directory, which must not hold anything yet; None for `runs/<recipe>-<time>`.
         observer: is told how it goes.
 
     Returns:
-        What `results.json` holds.
+        The run directory, and what its `results.json` holds.
 
     Raises:
-        FastcifarError: the data is damaged, a file cannot be written, or the loss is no number any more.
+        FastcifarError: the data is damaged, a file cannot be written, the device has too little memory, or the loss is
+            no number any more.
         Interrupted: SIGINT or SIGTERM came; the last finished epoch is saved.
     """
+    try:
+        return _train(settings, data_dir, out, observer)
+    except torch.OutOfMemoryError as error:
+        raise FastcifarError(
+            f"{settings.device_name} has too little memory free: try a smaller --batch-size, or --loader streamed"
+        ) from error
+
+
+def _train(settings: Settings, data_dir: Path, out: Path | None, observer: Observer) -> tuple[Path, dict[str, Any]]:
     start = time.perf_counter()
     recipe, device = settings.recipe, torch.device(settings.device)
     torch.set_num_threads(settings.num_threads)
-    torch.backends.cudnn.benchmark = True  # every training batch has the same shape
-    runs.write_config(run_dir, settings.as_config())
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # every training batch has the same shape
     observer.note(f"reading and checking {data_dir}")
     loader = _build_loader(settings, data_dir, device)
-    val, test = (_EvalSet(load_split(data_dir, split), settings, device) for split in ("val", "test"))
+    val, test = (_EvalSet(split, settings, device) for split in load_val_and_test(data_dir))
     trainer = Trainer(recipe, device, precision=settings.precision, compile=settings.compile)
+    run_dir = runs.create_run_dir(out, recipe.name)
+    runs.write_config(run_dir, settings.as_config())
     if settings.compile:
         observer.note("compiling the training step (about a minute, less when it is cached)")
-        observer.note(f"compiled in {trainer.warm_up():.0f} s")
+        observer.note(f"compiled in {_warm_up(trainer):.0f} s")
 
     record = _Record(settings, run_dir, trainer)
     observer.begin(recipe.epochs, loader.num_steps, recipe.batch_size)
-    with _stop_signals() as stop, record:
-        for epoch in range(recipe.epochs):
-            epoch_start = time.perf_counter()
-            lr = trainer.optimizer.param_groups[0]["lr"]
+    with _stop_signals() as stop:
 
-            def on_step(step: int, epoch: int = epoch) -> None:
-                observer.step(epoch, step)
-                if stop:
-                    raise Interrupted(stop[0])
+        def stop_if_told() -> None:
+            if stop:
+                raise Interrupted(stop[0], record.describe())
 
-            train_loss, train_accuracy = trainer.train_epoch(loader, epoch, on_step)
-            train_seconds = time.perf_counter() - epoch_start
-            if not math.isfinite(train_loss):
-                raise FastcifarError(
-                    f"the loss is no finite number after epoch {epoch + 1}: the last good epoch is kept in {run_dir}"
-                )
-            val_logits = val.logits(trainer)
-            val_loss, val_accuracy = loss_and_accuracy(val_logits, val.labels)
-            metrics = {
-                "epoch": epoch,
-                "train_loss": train_loss,
-                "train_accuracy": train_accuracy,
-                "val_loss": val_loss,
-                "val_accuracy": val_accuracy,
-                "lr": lr,
-                "img_per_s": loader.num_steps * recipe.batch_size / train_seconds,
-                "seconds": time.perf_counter() - epoch_start,
-            }
-            record.finish_epoch(metrics)
-            observer.epoch(metrics)
+        with record:
+            for epoch in range(recipe.epochs):
+                epoch_start = time.perf_counter()
+                lr = trainer.optimizer.param_groups[0]["lr"]
 
-    observer.note("evaluating on the test split")
-    results = _evaluate_checkpoints(record, trainer, val, test, run_dir)
-    results["seconds"] = time.perf_counter() - start
-    runs.write_results(run_dir, results)
-    draw_charts(run_dir)
-    return results
+                def on_step(step: int, epoch: int = epoch) -> None:
+                    observer.step(epoch, step)
+                    stop_if_told()
+
+                train_loss, train_accuracy = trainer.train_epoch(loader, epoch, on_step)
+                train_seconds = time.perf_counter() - epoch_start
+                val_loss, val_accuracy = loss_and_accuracy(val.logits(trainer), val.labels)
+                if not math.isfinite(train_loss + val_loss):
+                    raise FastcifarError(
+                        f"the loss is no finite number any more in epoch {epoch + 1}: {record.describe()}"
+                    )
+                metrics = {
+                    "epoch": epoch,
+                    "train_loss": train_loss,
+                    "train_accuracy": train_accuracy,
+                    "val_loss": val_loss,
+                    "val_accuracy": val_accuracy,
+                    "lr": lr,
+                    "img_per_s": loader.num_steps * recipe.batch_size / train_seconds,
+                    "seconds": time.perf_counter() - epoch_start,
+                }
+                record.finish_epoch(metrics)
+                observer.epoch(metrics)
+                if epoch + 1 < recipe.epochs:
+                    stop_if_told()
+        observer.note("evaluating on the test split")
+        results = _evaluate_checkpoints(record, trainer, val, test, run_dir)
+        results["seconds"] = time.perf_counter() - start
+        runs.write_results(run_dir, results)
+        draw_charts(run_dir)
+    return run_dir, results
+
+
+def _warm_up(trainer: Trainer) -> float:
+    """Compile; returns the seconds it took."""
+    try:
+        return trainer.warm_up()
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a compiler, its absence, or torch's own code raises
+        reason = str(error).strip().splitlines()[0][:200]
+        raise FastcifarError(f"torch.compile failed ({reason}): give --no-compile to train without it") from error
 
 
 def _build_loader(settings: Settings, data_dir: Path, device: torch.device) -> Loader:
-    split = load_split(data_dir, "train")
+    split = load_train(data_dir)
     indices = torch.from_numpy(split.indices)
     chosen = choose_subset(indices, settings.train_images)
     recipe = settings.recipe
@@ -158,9 +187,8 @@ def _build_loader(settings: Settings, data_dir: Path, device: torch.device) -> L
         )
 
     if settings.loader == "streamed":
-        num_workers = len(os.sched_getaffinity(0))  # FFCV refuses more
         path = beton_path(data_dir, "train")
-        return StreamedLoader(path, chosen, planner_on(torch.device("cpu")), device, num_workers)
+        return StreamedLoader(path, chosen, planner_on(torch.device("cpu")), device, settings.num_workers)
     images = torch.from_numpy(split.images)[chosen].to(device)
     labels = torch.from_numpy(split.labels)[chosen].long().to(device)
     return ResidentLoader(images, labels, planner_on(device))
@@ -190,6 +218,12 @@ class _Record:
 
     def __exit__(self, *_: object) -> None:
         self._save()
+
+    def describe(self) -> str:
+        """What of the run is saved once this is left."""
+        if not self.metrics:
+            return f"no epoch was finished, {self._run_dir} holds the untrained model"
+        return f"{len(self.metrics)} finished epochs are saved in {self._run_dir}"
 
     def finish_epoch(self, metrics: dict[str, Any]) -> None:
         """Record an epoch that is finished and evaluated."""
@@ -230,8 +264,6 @@ def _evaluate_checkpoints(
         }, logits
 
     last, logits = evaluate(record.metrics[-1])
-    # Every image of val and test counts alike in the accuracy on both, which is what others call the test set.
-    test10k_accuracy = (last["val_accuracy"] + last["test_accuracy"]) / 2
     best = last
     if record.best["epoch"] != last["epoch"]:
         trainer.model.load_state_dict(record.best["model"])
@@ -242,8 +274,9 @@ def _evaluate_checkpoints(
     return {
         "best": best,
         "last": last,
-        "test10k_accuracy": test10k_accuracy,
         "num_test_images": len(test.labels),
+        # Val and test together are the official 10,000 test images, of which others report; both count alike.
+        "val_and_test_accuracy": (last["val_accuracy"] + last["test_accuracy"]) / 2,
         "img_per_s": statistics.median(metrics["img_per_s"] for metrics in record.metrics),
     }
 
@@ -262,8 +295,10 @@ def _stop_signals() -> Iterator[list[int]]:
 
     def receive(number: int, _: object) -> None:
         if received:
+            os.write(2, b"\x1b[?25h" if os.isatty(2) else b"")  # the progress bar hid the cursor
             os._exit(128 + number)
         received.append(number)
+        os.write(2, b"stopping after this step; once more: at once\n")
 
     former = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

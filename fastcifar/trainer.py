@@ -24,6 +24,11 @@ class Trainer:
         device: where.
         precision: "bf16" or "fp32".
         compile: whether torch.compile builds the forward and backward pass.
+
+    Attributes:
+        model: on the device, channels-last, float32.
+        totals: `(2,)` float64 on the device: of the steps so far in this epoch, the losses of all images and the
+            number of them classified rightly.
     """
 
     def __init__(self, recipe: Recipe, device: torch.device, *, precision: str, compile: bool) -> None:  # noqa: A002
@@ -35,8 +40,8 @@ class Trainer:
         self.scheduler = self._build_scheduler(recipe)
         self._device = device
         self._batch_size = recipe.batch_size
-        self._totals = torch.zeros(2, dtype=torch.float64, device=device)  # of an epoch: loss, correct images
-        self._forward = torch.compile(self._compute_loss) if compile else self._compute_loss
+        self.totals = torch.zeros(2, dtype=torch.float64, device=device)
+        self.forward = torch.compile(self._compute_loss) if compile else self._compute_loss
 
     def _build_optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
         parameters, lr, decay = self.model.parameters(), recipe.learning_rate, recipe.weight_decay
@@ -66,7 +71,7 @@ class Trainer:
         images = torch.zeros((self._batch_size, 32, 32, 3), dtype=torch.uint8, device=self._device)
         labels = torch.zeros(self._batch_size, dtype=torch.int64, device=self._device)
         self.model.train()
-        self._forward(images, labels)[0].backward()
+        self.forward(images, labels)[0].backward()
         self.optimizer.zero_grad(set_to_none=True)
         for buffer, saved in zip(self.model.buffers(), buffers, strict=True):
             buffer.copy_(saved)
@@ -79,11 +84,11 @@ class Trainer:
             images: `(B, 32, 32, 3)` uint8, augmented.
             labels: `(B,)` int64.
         """
-        loss, num_correct = self._forward(images, labels)
+        loss, num_correct = self.forward(images, labels)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self._totals += torch.stack((loss.detach().double() * len(labels), num_correct.double()))
+        self.totals += torch.stack((loss.detach().double() * len(labels), num_correct.double()))
 
     def train_epoch(self, loader: Loader, epoch: int, on_step: Callable[[int], None]) -> tuple[float, float]:
         """Train on every full batch of an epoch, then advance the schedule.
@@ -97,13 +102,13 @@ class Trainer:
             Mean loss and accuracy over the epoch's augmented images, as the model stood at each step.
         """
         self.model.train()
-        self._totals.zero_()
-        with contextlib.closing(loader.epoch(epoch)) as batches:  # type: ignore[type-var]
+        self.totals.zero_()
+        with contextlib.closing(loader.epoch(epoch)) as batches:
             for step, (images, labels) in enumerate(batches):
                 self.step(images, labels)
                 on_step(step)
         self.scheduler.step()
-        loss, accuracy = (self._totals / (loader.num_steps * self._batch_size)).tolist()  # waits for the device
+        loss, accuracy = (self.totals / (loader.num_steps * self._batch_size)).tolist()  # waits for the device
         return loss, accuracy
 
     def state(self) -> dict[str, Any]:

@@ -27,6 +27,13 @@ def test_a_failed_save_keeps_the_former_one(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
 
 
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_open = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, *mode: real_open(Path("/dev/full"), *mode))
+    with pytest.raises(FastcifarError, match=r"cannot write .*: No space left on device"):
+        save_checkpoint(tmp_path / "full" / "x.pt", {"model": {"w": torch.zeros(10_000)}})
+
+
 class Evil:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("touch evil",)

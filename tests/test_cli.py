@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import statistics
 import subprocess
@@ -62,10 +63,10 @@ BAD: list[tuple[list[str], str]] = [
      "--device 'tpu' is unknown: give auto, cpu, cuda or cuda:<index>"),
     (["train", "--recipe", "sgd92", "--data", "junk"],
      "junk holds no prepared data (no manifest.json): run `fastcifar prepare --out junk`"),
-    (["train", "--recipe", "sgd92", "--data", "junk", "--out", "junk"],
-     "junk is not empty: give a new directory with --out"),
     (["prepare", "--out", "junk/file"], "cannot write junk/file: a file is in the way"),
     (["prepare", "--out", "/proc/x", "--source", "junk"], "cannot write /proc/x: No such file or directory"),
+    (["train", "--recipe", "sgd92", "--data", "x" * 300], f"cannot read {'x' * 300}: File name too long"),
+    (["prepare", "--out", "x" * 300], f"cannot write {'x' * 300}: File name too long"),
     (["fly"], "No such command 'fly'."),
     (["prepare", "--speed", "9"], "No such option '--speed'."),
 ]  # fmt: skip
@@ -127,6 +128,9 @@ def test_a_signal_ends_training_cleanly(tiny_data: Path, tmp_path: Path, number:
                 process.send_signal(number)
                 break
         _, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (code, "stopped; the last finished epoch is saved\n")
+    assert process.returncode == code
+    asked, stopped = err.splitlines()
+    assert asked == "stopping after this step; once more: at once"
+    assert re.fullmatch(r"stopped: \d+ finished epochs are saved in run", stopped)
     assert (tmp_path / "run" / "last.pt").exists()
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") >= 1

@@ -11,7 +11,8 @@ from fastcifar.recipes import get_recipe
 METRICS = {"epoch": 1, "train_loss": 1.23456, "train_accuracy": 0.5512, "val_loss": 1.1, "val_accuracy": 0.6,
            "lr": 0.001, "img_per_s": 12345.6, "seconds": 4.25}  # fmt: skip
 ROW = {"epoch": 1, "val_accuracy": 0.6, "test_loss": 1.0, "test_accuracy": 0.61, "test_accuracy_augmented": 0.5}
-RESULTS = {"best": ROW, "last": ROW | {"epoch": 2}, "test10k_accuracy": 0.605, "img_per_s": 1000.0}
+RESULTS = {"best": ROW, "last": ROW | {"epoch": 2, "test_accuracy": 0.62}, "val_and_test_accuracy": 0.605,
+           "num_test_images": 5000, "img_per_s": 1000.0}  # fmt: skip
 
 
 def test_an_epoch_is_one_plain_line_elsewhere_than_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,11 +50,18 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_summary(capsys: pytest.CaptureFixture[str], config: dict[str, int], is_short: bool) -> None:
-    Console().summarise(get_recipe("adam89"), config, Path("runs/x"), RESULTS)
-    out = capsys.readouterr().out
-    assert "best (epoch 2)       61.00%      50.00%" in out
-    assert "last (epoch 3)" in out
-    assert "last, val and test   60.50%" in out
+    Console().summarise(get_recipe("adam89"), config | {"seed": 42}, Path("runs/x"), RESULTS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1:6] == [
+        "test accuracy on 5,000 images    clean   augmented",
+        "  best weights (epoch 2)        61.00%      50.00%",
+        "  last weights                  62.00%      50.00%",
+        "  last weights, val and test    60.50%",
+        "  published                        89%   (very likely on augmented images)",
+    ]
     # 55 epochs of 50,000 images at 1,000 a second
-    assert ("the full recipe trains for about 0.8 hours." in out) == is_short
-    assert "runs/x/best.pt" in out
+    duration = "At the 1,000 img/s measured here the full recipe trains for about 0.8 hours."
+    assert (duration in lines) == is_short
+    assert f"weights   {Path('runs/x/best.pt')}" in lines
+    again = "--recipe adam89   (the full recipe)" if is_short else "--recipe adam89 --seed 43   (another seed)"
+    assert lines[-1] == f"next      fastcifar train {again}"

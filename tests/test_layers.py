@@ -1,4 +1,4 @@
-"""Modules import only downwards; nothing imports what is beside the package."""
+"""Modules import only downwards; the package imports nothing that lies beside it."""
 
 import ast
 from pathlib import Path

@@ -1,12 +1,15 @@
 import threading
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
 
 from fastcifar import ffcv_stream
 from fastcifar.augment import choose_subset, crop_flip_rotate, draw_order, draw_params
+from fastcifar.beton import write_beton
 from fastcifar.errors import FastcifarError
 from fastcifar.loader import EpochPlanner, ResidentLoader, StreamedLoader
 
@@ -51,7 +54,7 @@ def test_the_tail_that_fills_no_batch_is_dropped() -> None:
 
 @pytest.mark.parametrize("num_images", [NUM_TRAIN, 30])
 def test_streamed_equals_resident(tiny_data: Path, num_images: int) -> None:
-    planner = build_planner(num_images)
+    planner = build_planner(num_images, batch_size=2)  # many more batches than FFCV has buffers
     resident, streamed = build_resident(planner), build_streamed(tiny_data, planner)
     for epoch in (0, 1, 5):
         kept = list(streamed.epoch(epoch))  # every batch of it stays valid
@@ -60,13 +63,19 @@ def test_streamed_equals_resident(tiny_data: Path, num_images: int) -> None:
             assert torch.equal(labels, other_labels)
 
 
-def test_leaving_a_streamed_epoch_ends_its_thread(tiny_data: Path) -> None:
-    loader = build_streamed(tiny_data, build_planner())
+def test_leaving_a_streamed_epoch_ends_its_thread_at_once(tmp_path: Path) -> None:
+    num_images = 2000
+    images = np.zeros((num_images, 32, 32, 3), np.uint8)
+    write_beton(tmp_path / "train.beton", images, np.zeros(num_images, np.uint8))
+    planner = EpochPlanner(torch.arange(num_images), 2, seed=42, padding=4, max_angle_deg=15)
+    loader = build_streamed(tmp_path, planner)
     num_threads = threading.active_count()
     for epoch in range(5):
         batches = loader.epoch(epoch)
         next(batches)
-        batches.close()  # type: ignore[attr-defined]
+        start = time.perf_counter()
+        batches.close()
+        assert time.perf_counter() - start < 0.5  # the other 999 batches would take seconds
         assert threading.active_count() == num_threads
 
 
@@ -89,11 +98,16 @@ def test_streaming_keeps_torchs_thread_count(tiny_data: Path) -> None:
 
 @pytest.mark.gpu
 def test_streamed_to_cuda_equals_resident(tiny_data: Path) -> None:
-    planner = build_planner()
+    """The device is kept busy before each copy, so the host would run far ahead of it if nothing held it back."""
+    planner = build_planner(batch_size=2)
     streamed = build_streamed(tiny_data, planner, torch.device("cuda"))
     resident = build_resident(planner)
-    for epoch in range(50):
-        kept = list(streamed.epoch(epoch))
+    for epoch in range(20):
+        kept = []
+        torch.cuda._sleep(10_000_000)
+        for batch in streamed.epoch(epoch):
+            kept.append(batch)
+            torch.cuda._sleep(2_000_000)
         for (images, labels), (other_images, other_labels) in zip(resident.epoch(epoch), kept, strict=True):
             assert torch.equal(images, other_images.cpu())
             assert torch.equal(labels, other_labels.cpu())

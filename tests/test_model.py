@@ -33,6 +33,14 @@ def test_weights_load_into_the_published_class_and_torchvisions() -> None:
     assert torch.equal(bare.eval()(images), model(images))
 
 
+def test_logits_are_float32_under_autocast() -> None:
+    """In bf16 logits tie, and a tie goes to the lower class."""
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = build_model(0)(torch.randn(8, 3, 32, 32))
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def test_parameter_count() -> None:
     assert sum(parameter.numel() for parameter in build_model(0).parameters()) == 11_173_962
 

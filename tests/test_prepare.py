@@ -12,7 +12,7 @@ from containers import NUM_TRAIN, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_
 from fastcifar import beton, cifar10
 from fastcifar.errors import FastcifarError
 from fastcifar.local_copies import Dataset
-from fastcifar.prepare import load_split, prepare, verify
+from fastcifar.prepare import is_untouched, load_train, load_val_and_test, prepare, verify
 
 FILES = {"train.beton", "val.beton", "test.beton", "manifest.json"}
 
@@ -22,11 +22,11 @@ def source(tmp_path: Path) -> str:
 
 
 def test_splits_are_the_source_in_its_order(tiny_data: Path) -> None:
-    train = load_split(tiny_data, "train")
+    train = load_train(tiny_data)
     np.testing.assert_array_equal(train.images, TRAIN_IMAGES)
     np.testing.assert_array_equal(train.labels, TRAIN_LABELS)
     assert train.indices.tolist() == list(range(NUM_TRAIN))
-    halves = {name: load_split(tiny_data, name) for name in ("val", "test")}
+    halves = dict(zip(("val", "test"), load_val_and_test(tiny_data), strict=True))
     for name, positions in cifar10.split_test_set(TEST_LABELS).items():
         np.testing.assert_array_equal(halves[name].images, TEST_IMAGES[positions])
         np.testing.assert_array_equal(halves[name].labels, TEST_LABELS[positions])
@@ -72,8 +72,10 @@ def test_a_failure_half_way_leaves_nothing_new(tmp_path: Path, monkeypatch: pyte
         assert list(data.iterdir()) == []
         (data / ".preparing").mkdir()  # what SIGKILL would have left
         (data / ".preparing" / "train.beton").write_bytes(b"half")
+        assert is_untouched(data)
         prepare(data, str(tmp_path / "package"))
         assert {path.name for path in data.iterdir()} == FILES
+        assert not is_untouched(data)
 
 
 def test_a_file_that_reads_back_differently_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +122,7 @@ def test_a_missing_file_is_named(tiny_data: Path) -> None:
 
 def test_an_unprepared_folder_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(FastcifarError, match=rf"no manifest.json.*run `fastcifar prepare --out {tmp_path}`"):
-        load_split(tmp_path, "train")
+        load_train(tmp_path)
 
 
 def edit(manifest: dict[str, Any], name: str) -> Any:
@@ -128,6 +130,8 @@ def edit(manifest: dict[str, Any], name: str) -> Any:
         return [1]
     if name == "digest":
         manifest["splits"]["val"]["content_sha256"] = "0" * 64
+    elif name == "no file hash":
+        del manifest["splits"]["val"]["file_sha256"]
     elif name == "count":
         manifest["splits"]["val"]["num_images"] = 11
     elif name == "split":
@@ -147,7 +151,7 @@ def edit(manifest: dict[str, Any], name: str) -> Any:
 
 @pytest.mark.parametrize(
     "name",
-    ["not a mapping", "digest", "count", "split", "format", "mask is no text", "mask is no hexadecimal",
+    ["not a mapping", "digest", "no file hash", "count", "split", "format", "mask is no text", "mask is no hexadecimal",
      "mask is short", "mask is empty"],
 )  # fmt: skip
 def test_an_edited_manifest_is_refused(tiny_data: Path, name: str) -> None:

@@ -29,6 +29,10 @@ def test_steps_scale_with_the_epochs(epochs: int, step_epochs: int) -> None:
     assert (recipe.epochs, recipe.step_epochs) == (epochs, step_epochs)
 
 
+def test_a_cosine_has_no_steps_to_scale() -> None:
+    assert get_recipe("sgd92").with_epochs(7).step_epochs == 0
+
+
 def test_an_unknown_recipe_names_those_there_are() -> None:
     with pytest.raises(FastcifarError, match="no recipe is called 'x': choose from sgd92, adam89"):
         get_recipe("x")

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 from test_model import MyResnet
+from torch import Tensor
 
 from fastcifar import runs
 from fastcifar import train as train_module
+from fastcifar.augment import choose_subset
 from fastcifar.checkpoint import load_checkpoint
 from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.evaluate import compute_logits, loss_and_accuracy
-from fastcifar.prepare import load_split
+from fastcifar.loader import EpochPlanner
+from fastcifar.prepare import load_train, load_val_and_test
 from fastcifar.recipes import get_recipe
 from fastcifar.settings import Settings, resolve_settings
 from fastcifar.train import train
@@ -52,7 +55,9 @@ def tiny_settings(**choices: Any) -> Settings:
 
 
 def run(data: Path, out: Path, listener: Listener | None = None, **choices: Any) -> dict[str, Any]:
-    return train(tiny_settings(**choices), data, runs.create_run_dir(out, "adam89"), listener or Listener())
+    run_dir, results = train(tiny_settings(**choices), data, out, listener or Listener())
+    assert run_dir == out
+    return results
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
@@ -87,13 +92,13 @@ def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:
     assert results["best"]["val_accuracy"] == metrics[best_epoch]["val_accuracy"]
     assert results["last"]["epoch"] == 2
     last = results["last"]
-    assert results["test10k_accuracy"] == (last["val_accuracy"] + last["test_accuracy"]) / 2
+    assert results["val_and_test_accuracy"] == (last["val_accuracy"] + last["test_accuracy"]) / 2
 
 
 def test_saved_weights_and_predictions_give_the_reported_accuracy(tiny_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     results = run(tiny_data, out)
-    test = load_split(tiny_data, "test")
+    _, test = load_val_and_test(tiny_data)
     half = torch.full((3,), 0.5)
     for name, row in (("best.pt", results["best"]), ("last.pt", results["last"])):
         model = MyResnet()
@@ -118,13 +123,11 @@ def test_runs_with_either_loader_are_equal(tiny_data: Path, tmp_path: Path) -> N
         assert torch.equal(weights[1][name], value), name
 
 
-def test_an_interrupt_keeps_the_last_finished_epoch(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_keeps_the_last_finished_epoch(tiny_data: Path, tmp_path: Path) -> None:
     out, listener = tmp_path / "run", Listener()
     listener.stop_at = (2, 1)
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted) as caught:
+    with pytest.raises(Interrupted, match=rf"2 finished epochs are saved in {out}") as caught:
         run(tiny_data, out, listener)
     assert caught.value.signal_number == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is handler
@@ -135,29 +138,59 @@ def test_an_interrupt_keeps_the_last_finished_epoch(
     assert last["metrics"] == read_metrics(out)
     assert not (out / "results.json").exists()
     # It is the state after two epochs, not one in the middle of the third.
-    monkeypatch.setattr(train_module, "_evaluate_checkpoints", lambda *_: {})
-    monkeypatch.setattr(train_module, "draw_charts", lambda *_: [])
     trainer = Trainer(tiny_settings().recipe, torch.device("cpu"), precision="fp32", compile=False)
     loader = train_module._build_loader(tiny_settings(), tiny_data, torch.device("cpu"))
     for epoch in range(2):
         trainer.train_epoch(loader, epoch, lambda step: None)
-    assert torch.equal(trainer.model.state_dict()["backbone.fc.bias"], last["model"]["backbone.fc.bias"])
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(last["model"][name], value), name
 
 
+def test_an_interrupt_between_epochs_is_not_lost(tiny_data: Path, tmp_path: Path) -> None:
+    class Impatient(Listener):
+        def epoch(self, metrics: dict[str, Any]) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="1 finished epochs are saved") as caught:
+        run(tiny_data, tmp_path / "run", Impatient())
+    assert caught.value.signal_number == signal.SIGTERM
+
+
+def test_an_interrupt_before_the_first_epoch_says_so(tiny_data: Path, tmp_path: Path) -> None:
+    out, listener = tmp_path / "run", Listener()
+    listener.stop_at = (0, 0)
+    with pytest.raises(Interrupted, match=rf"no epoch was finished, {out} holds the untrained model"):
+        run(tiny_data, out, listener)
+    assert load_checkpoint(out / "last.pt")["num_epochs"] == 0
+    assert not (out / "best.pt").exists()
+
+
+def test_a_start_that_fails_leaves_no_run(tiny_data: Path, tmp_path: Path) -> None:
+    (tiny_data / "test.beton").unlink()
+    with pytest.raises(FastcifarError, match=r"cannot read .*test\.beton"):
+        run(tiny_data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("where", ["training", "validation"])
 def test_a_loss_that_is_no_number_stops_the_run(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     out = tmp_path / "run"
     real_epoch = Trainer.train_epoch
 
     def train_epoch(self: Trainer, loader: Any, epoch: int, on_step: Any) -> tuple[float, float]:
         loss, accuracy = real_epoch(self, loader, epoch, on_step)
-        return (math.nan if epoch == 1 else loss), accuracy
+        if epoch == 1 and where == "validation":  # as the epoch's very last step can leave them
+            self.model.backbone.fc.bias.data.fill_(math.nan)
+        return (math.nan if epoch == 1 and where == "training" else loss), accuracy
 
     monkeypatch.setattr(Trainer, "train_epoch", train_epoch)
-    with pytest.raises(FastcifarError, match=rf"the loss is no finite number after epoch 2: .* kept in {out}"):
+    with pytest.raises(FastcifarError, match=rf"no finite number any more in epoch 2: 1 finished epochs .* {out}"):
         run(tiny_data, out)
-    assert load_checkpoint(out / "last.pt")["num_epochs"] == 1
+    last = load_checkpoint(out / "last.pt")
+    assert last["num_epochs"] == len(read_metrics(out)) == 1
+    assert all(value.isfinite().all() for value in last["model"].values())
 
 
 def test_an_existing_run_is_never_overwritten(tiny_data: Path, tmp_path: Path) -> None:
@@ -175,10 +208,41 @@ def test_the_default_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert path.is_dir()
 
 
-def test_a_subset_is_the_fixed_choice(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_subset_is_the_fixed_choice(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planners = []
+
+    class Planner(EpochPlanner):
+        def __init__(self, indices: Tensor, batch_size: int, **options: Any) -> None:
+            super().__init__(indices, batch_size, **options)
+            planners.append(self)
+
+    monkeypatch.setattr(train_module, "EpochPlanner", Planner)
     out = tmp_path / "run"
     results = run(tiny_data, out, epochs=1, train_images=16, eval_images=4)
+    train_split, (_, test) = load_train(tiny_data), load_val_and_test(tiny_data)
+    assert torch.equal(planners[0].indices, choose_subset(torch.from_numpy(train_split.indices), 16))
+    chosen = choose_subset(torch.from_numpy(test.indices), 4).numpy()
+    predictions = runs.read_predictions(out)
+    np.testing.assert_array_equal(predictions.images, test.images[chosen])
+    np.testing.assert_array_equal(predictions.labels, test.labels[chosen])
     assert results["num_test_images"] == 4
-    with np.load(out / "predictions.npz") as predictions:
-        assert predictions["logits"].shape == (4, 10)
-    assert results["img_per_s"] == read_metrics(out)[0]["img_per_s"]
+
+
+def test_a_failing_compiler_is_one_line(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Trainer) -> float:
+        raise RuntimeError("no C compiler\nmore about it")
+
+    monkeypatch.setattr(Trainer, "warm_up", fail)
+    with pytest.raises(FastcifarError, match=r"^torch\.compile failed \(no C compiler\): give --no-compile"):
+        run(tiny_data, tmp_path / "run", compile=True)
+
+
+def test_too_little_device_memory_is_one_line(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Trainer, "step", fail)
+    with pytest.raises(FastcifarError, match=r"has too little memory free: try a smaller --batch-size"):
+        run(tiny_data, tmp_path / "run")

@@ -86,14 +86,14 @@ def test_learning_rates(name: str, rates: list[float]) -> None:
 def test_loss_and_accuracy_are_means_over_the_epoch() -> None:
     trainer = build_trainer("adam89")
     seen = []
-    real_forward = trainer._forward
+    real_forward = trainer.forward
 
     def forward(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         loss, num_correct = real_forward(images, labels)
         seen.append((loss.item(), num_correct.item()))
         return loss, num_correct
 
-    trainer._forward = forward
+    trainer.forward = forward
     steps: list[int] = []
     loss, accuracy = trainer.train_epoch(build_loader(), 0, steps.append)
     assert steps == [0, 1, 2, 3, 4]
@@ -170,7 +170,8 @@ def test_a_warm_step_never_waits_for_the_device() -> None:
     trainer, loader = build_trainer("sgd92", cuda, "bf16", compile=True), build_loader(device=cuda)
     trainer.warm_up()
     trainer.train_epoch(loader, 0, lambda step: None)
-    batches = list(loader.epoch(1))
+    batches = loader.epoch(1)
+    trainer.step(*next(batches))
     torch.cuda.set_sync_debug_mode("error")
     try:
         for images, labels in batches:

@@ -1,0 +1,104 @@
+"""What the benchmarks share: the ceiling of a device, timing, the machine's description, results on disk."""
+
+import datetime
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from fastcifar.files import write_json
+from fastcifar.runs import describe_environment
+from fastcifar.settings import is_bf16_fast
+
+# Of the model, forward and backward, without the data gradient of the first convolution: counted from its layers.
+GFLOP_PER_IMAGE = 3.329
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
+    """The shortest time that `work` took, after one call to warm up."""
+    times = []
+    for _ in range(repeats + 1):
+        synchronise(device)
+        start = time.perf_counter()
+        work()
+        synchronise(device)
+        times.append(time.perf_counter() - start)
+    return min(times[1:])
+
+
+def measure_ceiling(device: torch.device, precision: str) -> dict[str, float]:
+    """What the device can do at most: a large matrix product in the training dtype, and a copy.
+
+    Returns:
+        `matmul_tflop_per_s`, `copy_gb_per_s` (bytes read and written), and `img_per_s`, the model's arithmetic at the
+        rate of the matrix product.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    size = 8192 if device.type == "cuda" else 2048
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    tflop_per_s = 2 * size**3 / seconds_of(lambda: left @ right, device, repeats=10) / 1e12
+    source = torch.zeros(2**30 if device.type == "cuda" else 2**27, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    gb_per_s = 2 * source.numel() / seconds_of(lambda: target.copy_(source), device, repeats=5) / 1e9
+    return {
+        "matmul_tflop_per_s": tflop_per_s,
+        "copy_gb_per_s": gb_per_s,
+        "img_per_s": tflop_per_s * 1e3 / GFLOP_PER_IMAGE,
+    }
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that "auto" means, or the one named."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def choose_precision(device: torch.device) -> str:
+    """bf16 where the hardware is fast at it, else fp32; as training chooses."""
+    return "bf16" if is_bf16_fast(device) else "fp32"
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """When and on what something was measured."""
+    environment = describe_environment()
+    return {
+        "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else environment["cpu"],
+        "num_threads": torch.get_num_threads(),
+        "load_average_1_min": os.getloadavg()[0],
+        **environment,
+    }
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, least, greatest, and every value."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": list(values)}
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table; the first column is text, the others are figures."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if Console().is_terminal else 140).print(table)
+
+
+def write_results(path: Path, content: dict[str, Any]) -> None:
+    """Write measured JSON, and say where."""
+    write_json(path, content)
+    print(f"written: {path}")

@@ -1,0 +1,112 @@
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from containers import TRAIN_IMAGES, TRAIN_LABELS
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import baselines  # noqa: E402
+import measure  # noqa: E402
+import pipeline  # noqa: E402
+import throughput  # noqa: E402
+
+from fastcifar.beton import write_beton  # noqa: E402
+from fastcifar.prepare import Split, load_train  # noqa: E402
+from fastcifar.recipes import get_recipe  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["sgd92", "adam89"])
+def test_contenders_train_the_same_network_to_the_same_loss(tmp_path: Path, name: str) -> None:
+    """On images that equal their mirror images, not cropped or turned, all at once: each contender sees the same."""
+    images = TRAIN_IMAGES.copy()
+    images[:, :, 16:] = images[:, :, 15::-1]
+    write_beton(tmp_path / "train.beton", images, TRAIN_LABELS)
+    split = Split(images, TRAIN_LABELS, np.arange(len(images)))
+    recipe = dataclasses.replace(get_recipe(name), batch_size=len(images), padding=0, max_angle_deg=0.0)
+    losses: dict[str, list[float]] = {}
+    for contender in baselines.build_contenders(recipe, split, tmp_path, CPU, precision="fp32", num_workers=1):
+        for _ in range(3):
+            for batch in contender.batches():
+                contender.step(*batch)
+            losses.setdefault(contender.name, []).append(contender.pop_loss())
+    assert list(losses) == ["published", "tuned PyTorch", "stock FFCV", "resident eager", "fastcifar streamed",
+                            "fastcifar resident"]  # fmt: skip
+    for trajectory in losses.values():
+        assert trajectory == pytest.approx(losses["published"], rel=0.01)
+    assert losses["published"][0] != pytest.approx(losses["published"][2], rel=0.1)
+
+
+def test_resident_eager_augments_like_ours(tiny_data: Path) -> None:
+    """Not bit for bit, grid_sample rounds otherwise; but the same crops, mirror images and angles."""
+    recipe = dataclasses.replace(get_recipe("sgd92"), batch_size=40, max_angle_deg=0.0)
+    contender = baselines.ResidentEager(recipe, load_train(tiny_data), CPU, precision="fp32")
+    (images, _), = contender.batches()
+    black = (images == contender._black).all(1)
+    rows, columns = black.all(2).sum(1), black.all(1).sum(1)
+    assert 0 < rows.float().mean() < 4
+    assert max(rows.max(), columns.max()) <= 4
+    assert torch.equal(images.unique(), torch.cat([contender._images, contender._black.expand(1, 3, 32, 32)]).unique())
+
+
+def run(command: Any, *arguments: str) -> str:
+    result = CliRunner().invoke(command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_throughput_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "_TIMED_STEPS", 2)
+    out = tmp_path / "throughput.json"
+    output = run(throughput.main, "--recipe", "adam89", "--device", "cpu", "--batch-sizes", "8", "--rounds", "1",
+                 "--workers", "1", "--data", str(tiny_data), "--json", str(out))  # fmt: skip
+    assert "TFLOP/s" in output
+    content = json.loads(out.read_text())
+    (result,) = content["results"]
+    assert (result["recipe"], result["batch_size"]) == ("adam89", 8)
+    rows = {row["name"]: row for row in result["contenders"]}
+    assert len(rows) == 6
+    resident = rows["fastcifar resident"]
+    for row in rows.values():
+        rate = row["img_per_s"]["rounds"][0]
+        assert rate > 0
+        assert row["s_per_epoch"] == pytest.approx(40 / rate)
+        assert row["fastcifar_is_faster_by"]["median"] == pytest.approx(resident["img_per_s"]["median"] / rate)
+        assert 0 <= row["waiting_for_data"]["median"] < 1
+    assert content["machine"]["versions"]["ffcv"] == "1.0.2"
+    assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_pipeline_measures_and_writes(tiny_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "pipeline.json"
+    run(pipeline.main, "--device", "cpu", "--rounds", "1", "--batch-size", "4", "--workers", "1",
+        "--data", str(tiny_data), "--json", str(out))  # fmt: skip
+    rows = json.loads(out.read_text())["pipelines"]
+    assert [row["num_images"] for row in rows] == [4, 4, 40, 40, 40, 40]
+    reference = rows[0]["img_per_s"]["median"]
+    for row in rows:
+        assert row["faster_than_torchvision_v1_by"]["median"] == pytest.approx(row["img_per_s"]["median"] / reference)
+
+
+def test_the_models_arithmetic() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from fastcifar.model import build_model
+
+    model = build_model(0)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, 32, 32)).sum().backward()
+    assert counter.get_total_flops() / 1e9 == pytest.approx(measure.GFLOP_PER_IMAGE, rel=2e-3)
+
+
+def test_spread() -> None:
+    assert measure.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "rounds": [3.0, 1.0, 2.0]}
