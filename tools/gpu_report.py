@@ -25,6 +25,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # a GPU host may have a ba
 import throughput  # noqa: E402
 from measure import choose_device, choose_precision, describe_machine, spread, synchronise  # noqa: E402
 
+from fastcifar import cifar10  # noqa: E402
 from fastcifar.augment import NUM_LEVELS, Params, crop_flip_rotate, draw_params  # noqa: E402
 from fastcifar.console import Console  # noqa: E402
 from fastcifar.files import read_json, replacing, write_json  # noqa: E402
@@ -213,7 +214,8 @@ def train_in_full(name: str) -> Callable[[Options], Result]:
             if not (run_dir / RESULTS).exists():
                 settings = resolve_settings(
                     RECIPES[name], device=str(options.device), seed=seed, epochs=options.epochs,
-                    train_images=options.num_images, eval_images=options.num_images and min(options.num_images, 5000),
+                    batch_size=int(options.batch_sizes.split(",")[0]), train_images=options.num_images,
+                    eval_images=options.num_images and min(options.num_images, cifar10.CONTENT.num_test // 2),
                 )  # fmt: skip
                 with Console() as console:
                     train(settings, options.data_dir, run_dir, console)
