@@ -178,7 +178,7 @@ def profile_step(options: Options) -> Result:
     trainer.train_epoch(loader, 0, lambda step: None)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     num_steps = 0
-    with profile(activities=activities) as profiler:
+    with profile(activities=activities, acc_events=True) as profiler:
         for batch in loader.epoch(1):
             trainer.step(*batch)
             num_steps += 1
