@@ -10,6 +10,7 @@ multiple of the page size) pages of pixel data, then the allocation table up to 
 
 import contextlib
 import io
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -115,6 +116,11 @@ def write_beton(path: Path, images: Images, labels: Labels) -> None:
         InProcessWriter(str(path), fields, page_size=_PAGE_SIZE, num_workers=1).from_indexed_dataset(Samples())
 
 
+def remedy(data_dir: Path) -> str:
+    """What to do about a damaged file of a data folder, for the end of an error's message."""
+    return f"make it anew with `fastcifar prepare --force --out {shlex.quote(str(data_dir))}`"
+
+
 def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Images, Labels]:
     """Check every entry of a .beton file as `write_beton` makes it, and take out its images and labels.
 
@@ -134,8 +140,7 @@ def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Imag
 
     def require(condition: Any, what: str) -> None:
         if not condition:
-            remedy = f"make it anew with `fastcifar prepare --force --out {path.parent}`"
-            raise FastcifarError(f"{path} is damaged ({what}): {remedy}")
+            raise FastcifarError(f"{path} is damaged ({what}): {remedy(path.parent)}")
 
     samples_start = _HEADER.itemsize + len(_FIELDS) * _FIELD.itemsize
     samples_end = samples_start + num_images * _SAMPLE.itemsize

@@ -176,7 +176,7 @@ def draw_confusion(
         axes.set_ylabel("true class", labelpad=7)
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        for row, column in zip(*np.nonzero(counts), strict=True):
+        for row, column in zip(*np.nonzero(counts + np.diag(num_of_class)), strict=True):
             color, weight = (BLUE, "bold") if row == column else (INK, "normal")
             axes.text(column + 0.5, row + 0.40, f"{100 * rates[row, column]:.1f}", ha="center", va="center",
                       fontsize=9, weight=weight, color=color, gid=f"rate {row} {column}")  # fmt: skip
@@ -184,7 +184,8 @@ def draw_confusion(
                       fontsize=7, color=color, alpha=0.85, gid=f"count {row} {column}")  # fmt: skip
         _plot_recall(figure.add_axes((0.838, 0.09, 0.135, 0.745)), counts)
         _add_caption(figure, f"{of_images}. In a cell: percent of the row's true class, and number of images; "
-                             "empty means none. Recall has its 95% interval.")
+                             "empty means\nnone. The deeper the orange, the commoner the error. "
+                             "Recall has its 95% interval.")
     return figure
 
 
@@ -281,8 +282,9 @@ def _set_value_range(axes: Axes, values: NDArray[np.float64], *, is_accuracy: bo
 
 
 def _plot_learning_rate(strip: Axes, epochs: NDArray[np.float64], lr: NDArray[np.float64]) -> None:
-    strip.fill_between(epochs, lr, color=GRID, linewidth=0)
-    strip.plot(epochs, lr, color=MUTED, linewidth=1.1, marker="o" if len(epochs) <= 10 else "", markersize=3)
+    strip.fill_between(epochs, lr, step="mid", color=GRID, linewidth=0)
+    strip.plot(epochs, lr, color=MUTED, linewidth=1.1, drawstyle="steps-mid",
+               marker="o" if len(epochs) <= 10 else "", markersize=3)  # fmt: skip
     strip.set_ylim(0, 1.15 * lr.max() if lr.max() > 0 else 1)
     strip.set_yticks([0, lr.max()] if lr.max() > 0 else [0], labels=["0", f"{lr.max():.3g}"] if lr.max() > 0 else ["0"])
     strip.tick_params(axis="y", length=0)
@@ -317,18 +319,16 @@ def _label_best(
 def _plot_recall(axes: Axes, counts: NDArray[np.int64]) -> None:
     """Each class's recall as a dot with its 95% Wilson interval, in line with the matrix's rows."""
     recalls = [(int(row[label]), int(row.sum())) for label, row in enumerate(counts)]
-    lowest = min(wilson_interval(*recall)[0] for recall in recalls if recall[1])
-    left = math.floor(10 * lowest) / 10
-    axes.set(xlim=(left, 1), ylim=(NUM_CLASSES, 0), yticks=[])
-    axes.set_xticks([left, 1], [f"{left:.0%}", "100%"], fontsize=7.5)
+    axes.set(xlim=(0, 1), ylim=(NUM_CLASSES, 0), yticks=[])  # the same for every run, so that two can be compared
+    axes.set_xticks([0, 1], ["0%", "100%"], fontsize=7.5)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     axes.set_title("recall", fontsize=8.5, color=MUTED, pad=8)
     for label, (num_correct, num_total) in enumerate(recalls):
         text, line = f"{num_correct / num_total:.1%}" if num_total else "no images", label + 0.72
-        axes.text((left + 1) / 2, label + 0.36, text, ha="center", va="center", fontsize=9 if num_total else 7.5,
+        axes.text(0.5, label + 0.36, text, ha="center", va="center", fontsize=9 if num_total else 7.5,
                   color=INK if num_total else MUTED, gid=f"recall {label}")  # fmt: skip
-        axes.plot((left, 1), (line, line), color=FAINT, linewidth=0.8)
+        axes.plot((0, 1), (line, line), color=FAINT, linewidth=0.8)
         if num_total:
             axes.plot(wilson_interval(num_correct, num_total), (line, line), color="#8FBBD9", linewidth=2.6,
                       solid_capstyle="butt")  # fmt: skip

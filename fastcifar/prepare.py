@@ -5,6 +5,7 @@ import datetime
 import fcntl
 import hashlib
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcifar import beton, cifar10
+from fastcifar.beton import remedy
 from fastcifar.cifar10 import SPLITS, Images, Labels, SplitName
 from fastcifar.errors import FastcifarError
 from fastcifar.files import read_json, sync, write_json, writing
@@ -71,12 +73,13 @@ def prepare(
     """
     if is_prepared(data_dir) and not force:
         verify(data_dir)
-        report(f"{data_dir} is prepared and verified")
+        report(f"{data_dir} is prepared and verified" + ("" if source == "auto" else "; --source was not used"))
         return
     with writing(data_dir):
         data_dir.mkdir(parents=True, exist_ok=True)
     with writing(data_dir), _exclusively(data_dir):
         staging = data_dir / _STAGING
+        _check_targets(data_dir, force=force or staging.exists())
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
@@ -158,7 +161,7 @@ def load_val_and_test(data_dir: Path) -> tuple[Split, Split]:
     for where, half in zip(positions, halves, strict=True):
         images[where], labels[where] = half
     if cifar10.content_digest(images, labels) != cifar10.CONTENT.official_test_digest:
-        raise FastcifarError(f"{data_dir / MANIFEST} is damaged (val_mask): {_remedy(data_dir)}")
+        raise FastcifarError(f"{data_dir / MANIFEST} is damaged (val_mask): {remedy(data_dir)}")
     val, test = (Split(*half, cifar10.CONTENT.num_train + where) for where, half in zip(positions, halves, strict=True))
     return val, test
 
@@ -179,14 +182,14 @@ def _read_split(data_dir: Path, split: SplitName, manifest: dict[str, Any]) -> t
     try:
         content = np.fromfile(path, np.uint8)
     except OSError as error:
-        raise FastcifarError(f"cannot read {path}: {error.strerror}; {_remedy(data_dir)}") from error
+        raise FastcifarError(f"cannot read {path}: {error.strerror}: {remedy(data_dir)}") from error
     with ThreadPoolExecutor(max_workers=1) as executor:  # the two digests take about as long as each other
         file_hash = executor.submit(lambda: hashlib.sha256(content.data).hexdigest())
         images, labels = beton.parse(content, path, _num_images(split))
         digest = cifar10.content_digest(images, labels)
     for name, found in (("content_sha256", digest), ("file_sha256", file_hash.result())):
         if found != manifest["splits"][split][name]:
-            raise FastcifarError(f"{path} is damaged (its {name} is not the manifest's): {_remedy(data_dir)}")
+            raise FastcifarError(f"{path} is damaged (its {name} is not the manifest's): {remedy(data_dir)}")
     return images, labels
 
 
@@ -202,8 +205,14 @@ def _pack_mask(val_positions: NDArray[np.int64]) -> str:
     return np.packbits(is_val).tobytes().hex()
 
 
-def _remedy(data_dir: Path) -> str:
-    return f"make it anew with `fastcifar prepare --force --out {data_dir}`"
+def _check_targets(data_dir: Path, *, force: bool) -> None:
+    """Refuse to replace what is not ours, or what cannot be replaced."""
+    for split in SPLITS:
+        path = beton_path(data_dir, split)
+        if path.is_dir():
+            raise FastcifarError(f"cannot write {path}: a folder is in the way")
+        if path.exists() and not force:
+            raise FastcifarError(f"{path} is there, but no {MANIFEST} of ours: give another folder, or --force")
 
 
 def _num_images(split: SplitName) -> int:
@@ -231,10 +240,12 @@ def _read_manifest(data_dir: Path) -> dict[str, Any]:
     """The manifest, after checking that it describes CIFAR-10 as this package splits it."""
     path = data_dir / MANIFEST
     if not path.exists():
-        raise FastcifarError(
-            f"{data_dir} holds no prepared data (no {MANIFEST}): run `fastcifar prepare --out {data_dir}`"
-        )
-    manifest = read_json(path)
+        command = f"fastcifar prepare --out {shlex.quote(str(data_dir))}"
+        raise FastcifarError(f"{data_dir} holds no prepared data (no {MANIFEST}): run `{command}`")
+    try:
+        manifest = read_json(path)
+    except FastcifarError as error:
+        raise FastcifarError(f"{error}: {remedy(data_dir)}") from error
     try:
         sound = manifest["format"] == _FORMAT and all(
             entry["num_images"] == _num_images(split)
@@ -248,7 +259,7 @@ def _read_manifest(data_dir: Path) -> dict[str, Any]:
         sound = False
     if not sound:
         what = "it does not describe CIFAR-10 as split here"
-        raise FastcifarError(f"{path} is damaged or stale ({what}): {_remedy(data_dir)}")
+        raise FastcifarError(f"{path} is damaged or stale ({what}): {remedy(data_dir)}")
     return dict(manifest)
 
 

@@ -25,6 +25,17 @@ CONFIG_KEYS = ("recipe", "epochs", "seed", "precision", "device_name", "train_im
 METRICS_KEYS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "img_per_s", "seconds")
 
 
+def check_unused(out: Path) -> None:
+    """Refuse a run directory that holds something already.
+
+    Raises:
+        FastcifarError: it does, or cannot be read.
+    """
+    with writing(out):
+        if out.exists() and next(out.iterdir(), None) is not None:
+            raise FastcifarError(f"{out} is not empty: give a new directory with --out")
+
+
 def create_run_dir(out: Path | None, recipe_name: str) -> Path:
     """Make the directory of a new run.
 
@@ -40,8 +51,7 @@ def create_run_dir(out: Path | None, recipe_name: str) -> Path:
         out = Path("runs") / f"{recipe_name}-{now:%Y%m%d-%H%M%S}"
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-        if next(out.iterdir(), None) is not None:
-            raise FastcifarError(f"{out} is not empty: give a new directory with --out")
+        check_unused(out)
         # Two runs that were started at once both find it empty; only one makes this file.
         try:
             (out / METRICS).open("x").close()

@@ -1,6 +1,7 @@
 """A run's settings: what the user chose, and what was chosen for them."""
 
 import os
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -115,15 +116,12 @@ def _within(name: str, value: int, least: int, most: int, why: str = "") -> int:
 def _resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise FastcifarError(f"--device {name!r} is unknown: give auto, cpu, cuda or cuda:<index>") from None
-    if device.type not in ("cpu", "cuda"):
-        raise FastcifarError(f"--device {name!r} is not supported: give auto, cpu, cuda or cuda:<index>")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
+    if match is None:
+        raise FastcifarError(f"--device must be auto, cpu, cuda or cuda:<index>, not {name!r}")
+    if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
         raise FastcifarError(f"--device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
-    return device
+    return torch.device(name)
 
 
 def is_bf16_fast(device: torch.device) -> bool:

@@ -1,15 +1,13 @@
 """A training run: data in, a run directory with checkpoints, metrics, results and charts out."""
 
-import contextlib
 import math
 import os
 import signal
 import statistics
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -91,10 +89,17 @@ def train(settings: Settings, data_dir: Path, out: Path | None, observer: Observ
     """
     try:
         return _train(settings, data_dir, out, observer)
-    except torch.OutOfMemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         raise FastcifarError(
             f"{settings.device_name} has too little memory free: try a smaller --batch-size, or --loader streamed"
         ) from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch's allocator on the CPU has no exception type of its own.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _train(settings: Settings, data_dir: Path, out: Path | None, observer: Observer) -> tuple[Path, dict[str, Any]]:
@@ -116,11 +121,11 @@ def _train(settings: Settings, data_dir: Path, out: Path | None, observer: Obser
 
     record = _Record(settings, run_dir, trainer)
     observer.begin(recipe.epochs, loader.num_steps, recipe.batch_size)
-    with _stop_signals() as stop:
+    with _StopSignals() as signals:
 
         def stop_if_told() -> None:
-            if stop:
-                raise Interrupted(stop[0], record.describe())
+            if signals.received is not None:
+                raise Interrupted(signals.received, record.describe())
 
         with record:
             for epoch in range(recipe.epochs):
@@ -152,6 +157,7 @@ def _train(settings: Settings, data_dir: Path, out: Path | None, observer: Obser
                 observer.epoch(metrics)
                 if epoch + 1 < recipe.epochs:
                     stop_if_told()
+        signals.answer = "finishing the evaluation"
         observer.note("evaluating on the test split")
         results = _evaluate_checkpoints(record, trainer, val, test, run_dir)
         results["seconds"] = time.perf_counter() - start
@@ -164,9 +170,9 @@ def _warm_up(trainer: Trainer) -> float:
     """Compile; returns the seconds it took."""
     try:
         return trainer.warm_up()
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever a compiler, its absence, or torch's own code raises
+        if _is_out_of_memory(error):
+            raise
         reason = str(error).strip().splitlines()[0][:200]
         raise FastcifarError(f"torch.compile failed ({reason}): give --no-compile to train without it") from error
 
@@ -281,28 +287,31 @@ def _evaluate_checkpoints(
     }
 
 
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying of the first; a second one ends the process at once.
+class _StopSignals:
+    """Notes SIGINT and SIGTERM instead of dying of the first; a second one ends the process at once.
 
-    Yields:
-        A list that the first signal's number is put in.
+    Attributes:
+        received: the first signal's number, or None.
+        answer: what the first one is answered with.
     """
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # Python handles signals in the main thread only
-        yield received
-        return
 
-    def receive(number: int, _: object) -> None:
-        if received:
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.answer = "stopping after this step"
+        self._former: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python handles signals in no other
+            self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: object) -> None:
+        if self.received is not None:
             os.write(2, b"\x1b[?25h" if os.isatty(2) else b"")  # the progress bar hid the cursor
             os._exit(128 + number)
-        received.append(number)
-        os.write(2, b"stopping after this step; once more: at once\n")
-
-    former = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
+        self.received = number
+        os.write(2, f"{self.answer}; once more: at once\n".encode())

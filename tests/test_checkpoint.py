@@ -1,5 +1,6 @@
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -27,11 +28,18 @@ def test_a_failed_save_keeps_the_former_one(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
 
 
-def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real_open = Path.open
-    monkeypatch.setattr(Path, "open", lambda path, *mode: real_open(Path("/dev/full"), *mode))
-    with pytest.raises(FastcifarError, match=r"cannot write .*: No space left on device"):
-        save_checkpoint(tmp_path / "full" / "x.pt", {"model": {"w": torch.zeros(10_000)}})
+def test_a_disk_that_fills_up_is_one_line_and_keeps_the_former_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    save_checkpoint(path, {"model": {}, "epoch": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # writing fails half-way, as on a full disk
+    try:
+        with pytest.raises(FastcifarError, match=rf"cannot write {path}: File too large"):
+            save_checkpoint(path, {"model": {"w": torch.zeros(10_000)}})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert load_checkpoint(path)["epoch"] == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
 
 
 class Evil:

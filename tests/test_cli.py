@@ -60,7 +60,8 @@ BAD: list[tuple[list[str], str]] = [
      "Invalid value for '--epochs': 'x' is not a valid integer."),
     (["train", "--recipe", "sgd92", "--batch-size", "-5"], "--batch-size must be between 1 and 50,000, not -5"),
     (["train", "--recipe", "sgd92", "--device", "tpu"],
-     "--device 'tpu' is unknown: give auto, cpu, cuda or cuda:<index>"),
+     "--device must be auto, cpu, cuda or cuda:<index>, not 'tpu'"),
+    (["train", "--recipe", "sgd92", "--out", "junk"], "junk is not empty: give a new directory with --out"),
     (["train", "--recipe", "sgd92", "--data", "junk"],
      "junk holds no prepared data (no manifest.json): run `fastcifar prepare --out junk`"),
     (["prepare", "--out", "junk/file"], "cannot write junk/file: a file is in the way"),
@@ -112,7 +113,7 @@ def test_from_nothing_to_a_trained_model(tmp_path: Path) -> None:
     lines = trained.stdout.splitlines()
     assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
     assert "This was a short run: 2 of 55 epochs, 40 of 40 training images." in lines
-    assert lines[-1].split() == ["next", "fastcifar", "train", "--recipe", "adam89", "(the", "full", "recipe)"]
+    assert lines[-1] == "next      fastcifar train --recipe adam89 --batch-size 8 --device cpu   (the full recipe)"
     assert (tmp_path / "run" / "charts" / "curves.png").stat().st_size > 10_000
 
 

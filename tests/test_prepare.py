@@ -39,7 +39,7 @@ def test_a_second_call_verifies_and_writes_nothing(tiny_data: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in tiny_data.iterdir()}
     lines: list[str] = []
     prepare(tiny_data, "/nowhere", report=lines.append)
-    assert lines == [f"{tiny_data} is prepared and verified"]
+    assert lines == [f"{tiny_data} is prepared and verified; --source was not used"]
     assert {path.name: path.stat().st_mtime_ns for path in tiny_data.iterdir()} == before
 
 
@@ -84,6 +84,27 @@ def test_a_file_that_reads_back_differently_is_refused(tmp_path: Path, monkeypat
     with containers.tiny_cifar10(), pytest.raises(FastcifarError, match="does not read back as it was written"):
         prepare(tmp_path / "data", source(tmp_path))
     assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "val.beton").write_text("precious")
+    with containers.tiny_cifar10():
+        with pytest.raises(FastcifarError, match=r"val\.beton is there, but no manifest\.json of ours: give another"):
+            prepare(data, source(tmp_path))
+        assert (data / "val.beton").read_text() == "precious"
+        prepare(data, str(tmp_path / "package"), force=True)
+        verify(data)
+
+
+def test_a_folder_in_the_way_is_noticed_before_anything_is_replaced(tiny_data: Path, tmp_path: Path) -> None:
+    (tiny_data / "val.beton").unlink()
+    (tiny_data / "val.beton").mkdir()
+    before = (tiny_data / "manifest.json").read_bytes()
+    with pytest.raises(FastcifarError, match=r"cannot write .*val\.beton: a folder is in the way"):
+        prepare(tiny_data, source(tmp_path), force=True)
+    assert (tiny_data / "manifest.json").read_bytes() == before
 
 
 def test_two_at_once(tmp_path: Path) -> None:
@@ -172,7 +193,7 @@ def test_a_mask_that_names_other_images_is_refused(tiny_data: Path) -> None:
 
 def test_a_manifest_that_is_no_json_is_refused(tiny_data: Path) -> None:
     (tiny_data / "manifest.json").write_text("{")
-    with pytest.raises(FastcifarError, match=r"manifest\.json is damaged: it is not valid JSON"):
+    with pytest.raises(FastcifarError, match=r"manifest\.json is damaged: it is not valid JSON: make it anew"):
         verify(tiny_data)
 
 

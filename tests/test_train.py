@@ -156,6 +156,19 @@ def test_an_interrupt_between_epochs_is_not_lost(tiny_data: Path, tmp_path: Path
     assert caught.value.signal_number == signal.SIGTERM
 
 
+def test_an_interrupt_in_the_evaluation_lets_it_finish(
+    tiny_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Impatient(Listener):
+        def note(self, line: str) -> None:
+            if line.startswith("evaluating"):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    results = run(tiny_data, tmp_path / "run", Impatient(), epochs=1)
+    assert results["last"]["epoch"] == 0
+    assert "finishing the evaluation; once more: at once\n" in capfd.readouterr().err
+
+
 def test_an_interrupt_before_the_first_epoch_says_so(tiny_data: Path, tmp_path: Path) -> None:
     out, listener = tmp_path / "run", Listener()
     listener.stop_at = (0, 0)
@@ -237,11 +250,16 @@ def test_a_failing_compiler_is_one_line(tiny_data: Path, tmp_path: Path, monkeyp
         run(tiny_data, tmp_path / "run", compile=True)
 
 
-def test_too_little_device_memory_is_one_line(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")],
+)  # fmt: skip
+def test_too_little_memory_is_one_line(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(Trainer, "step", fail)
     with pytest.raises(FastcifarError, match=r"has too little memory free: try a smaller --batch-size"):
