@@ -152,7 +152,7 @@ def draw(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> 
         ]
         colors = ["#0072B2" if row["name"].startswith("fastcifar") else "#B8C0C8" for row in rows]
         axes.barh([row["name"] for row in rows], medians, xerr=errors, color=colors, height=0.7,
-                  error_kw={"ecolor": "#57606A", "linewidth": 1})  # fmt: skip
+                  error_kw={"ecolor": "#D55E00", "linewidth": 1.5})  # fmt: skip
         for position, (median, row) in enumerate(zip(medians, rows, strict=True)):
             axes.text(row["img_per_s"]["max"], position, f"  {median:,.0f}", va="center", fontsize=8)
         axes.set_title(f"{result['recipe']}, batch size {result['batch_size']}", loc="left", fontsize=9)

@@ -164,7 +164,7 @@ def describe_environment() -> dict[str, Any]:
     """The machine and the versions that a result depends on."""
     return {
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpu": describe_cpu(),
         "num_cpus": len(os.sched_getaffinity(0)),
         "versions": package_versions(),
