@@ -1,4 +1,4 @@
-"""What the benchmarks share: the ceiling of a device, timing, the machine's description, results on disk."""
+"""What the benchmarks share: images, the ceiling of a device, timing, the machine's description, results on disk."""
 
 import datetime
 import os
@@ -13,11 +13,20 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcifar.files import write_json
+from fastcifar.prepare import Split, is_untouched, load_train, prepare
 from fastcifar.runs import describe_environment
 from fastcifar.settings import is_bf16_fast
 
 # Of the model, forward and backward, without the data gradient of the first convolution: counted from its layers.
 GFLOP_PER_IMAGE = 3.329
+
+
+def load_images(data_dir: Path, num_images: int | None) -> Split:
+    """The first images of the training set, all of them for None; the data is prepared where there is none."""
+    if is_untouched(data_dir):
+        prepare(data_dir, report=print)
+    train = load_train(data_dir)
+    return Split(train.images[:num_images], train.labels[:num_images], train.indices[:num_images])
 
 
 def synchronise(device: torch.device) -> None:

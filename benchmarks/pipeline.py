@@ -16,6 +16,7 @@ from baselines import DataLoaderContender, StockFfcv
 from measure import (
     choose_device,
     describe_machine,
+    load_images,
     measure_ceiling,
     print_table,
     spread,
@@ -28,7 +29,7 @@ from torchvision.transforms import v2
 from fastcifar.augment import build_geometry, draw_params, gather_augmented, normalise
 from fastcifar.augment_numba import augment_into
 from fastcifar.ffcv_stream import FfcvStream
-from fastcifar.prepare import Split, beton_path, is_prepared, load_train, prepare
+from fastcifar.prepare import Split, beton_path
 from fastcifar.recipes import RECIPES
 
 _BYTES_PER_IMAGE = 3072 + 2 * 3072  # uint8 read, bf16 written
@@ -145,10 +146,7 @@ def main(
 ) -> None:  # fmt: skip
     """Measure in rounds, print a table, and write it."""
     device = choose_device(device_name)
-    if not is_prepared(data_dir):
-        prepare(data_dir, report=click.echo)
-    train = load_train(data_dir)
-    split = Split(train.images[:num_images], train.labels[:num_images], train.indices[:num_images])
+    split = load_images(data_dir, num_images)
     machine = describe_machine(device)
     ceiling = measure_ceiling(device, "fp32")
     workers = machine["num_cpus"] if num_workers is None else num_workers

@@ -20,6 +20,7 @@ from measure import (
     choose_device,
     choose_precision,
     describe_machine,
+    load_images,
     measure_ceiling,
     print_table,
     spread,
@@ -28,7 +29,7 @@ from measure import (
 )
 
 from fastcifar.files import replacing
-from fastcifar.prepare import Split, is_prepared, load_train, prepare
+from fastcifar.prepare import Split
 from fastcifar.recipes import RECIPES
 
 _WARM_STEPS, _TIMED_STEPS = 1, 3  # on a CPU; on a GPU a whole epoch is timed
@@ -178,10 +179,7 @@ def main(
 ) -> None:  # fmt: skip
     """Measure, print a table for each recipe, and write them."""
     device = choose_device(device_name)
-    if not is_prepared(data_dir):
-        prepare(data_dir, report=click.echo)
-    train = load_train(data_dir)
-    split = Split(train.images[:num_images], train.labels[:num_images], train.indices[:num_images])
+    split = load_images(data_dir, num_images)
     machine = describe_machine(device)
     precision = choose_precision(device)
     ceiling = measure_ceiling(device, precision)

@@ -23,14 +23,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # a GPU host may have a bare checkout only
 
 import throughput  # noqa: E402
-from measure import choose_device, choose_precision, describe_machine, spread, synchronise  # noqa: E402
+from measure import choose_device, choose_precision, describe_machine, load_images, spread, synchronise  # noqa: E402
 
 from fastcifar import cifar10  # noqa: E402
 from fastcifar.augment import NUM_LEVELS, Params, crop_flip_rotate, draw_params  # noqa: E402
 from fastcifar.console import Console  # noqa: E402
 from fastcifar.files import read_json, replacing, write_json  # noqa: E402
 from fastcifar.loader import EpochPlanner, ResidentLoader  # noqa: E402
-from fastcifar.prepare import Split, is_prepared, load_train, prepare  # noqa: E402
+from fastcifar.prepare import Split, is_untouched, prepare  # noqa: E402
 from fastcifar.recipes import RECIPES  # noqa: E402
 from fastcifar.runs import RESULTS  # noqa: E402
 from fastcifar.settings import resolve_settings  # noqa: E402
@@ -58,8 +58,7 @@ class Options:
 
     def training_split(self) -> Split:
         """The images to measure on."""
-        train_split, stop = load_train(self.data_dir), self.num_images
-        return Split(train_split.images[:stop], train_split.labels[:stop], train_split.indices[:stop])
+        return load_images(self.data_dir, self.num_images)
 
     def loader(self, split: Split, batch_size: int, device: torch.device) -> ResidentLoader:
         """A resident loader of the split, as training has it."""
@@ -319,7 +318,7 @@ def _describe(name: str, stage: Result) -> list[str]:
 def main(stages: tuple[str, ...], device: str, **options: Any) -> None:
     """Run the stages that are not finished yet, then write the report."""
     chosen = Options(device=choose_device(device), **options)
-    if not is_prepared(chosen.data_dir):
+    if is_untouched(chosen.data_dir):
         prepare(chosen.data_dir, report=click.echo)
     for name in stages or STAGES:
         path = chosen.out / f"{name}.json"
