@@ -75,8 +75,6 @@ def prepare(
         verify(data_dir)
         report(f"{data_dir} is prepared and verified" + ("" if source == "auto" else "; --source was not used"))
         return
-    with writing(data_dir):
-        data_dir.mkdir(parents=True, exist_ok=True)
     with writing(data_dir), _exclusively(data_dir):
         staging = data_dir / _STAGING
         _check_targets(data_dir, force=force or staging.exists())
@@ -92,15 +90,7 @@ def prepare(
             for split in SPLITS:
                 report(f"writing {beton_path(data_dir, split)} ({len(splits[split][1]):,} images)")
                 entries[split] = _write_checked(beton_path(staging, split), split, *splits[split])
-            (data_dir / MANIFEST).unlink(missing_ok=True)
-            for split in SPLITS:
-                beton_path(staging, split).replace(beton_path(data_dir, split))
-            sync(data_dir)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-        write_json(
-            data_dir / MANIFEST,
-            {
+            manifest = {
                 "format": _FORMAT,
                 "dataset": "cifar10",
                 "source": dataset.source,
@@ -108,8 +98,15 @@ def prepare(
                 "versions": package_versions(),
                 "splits": entries,
                 "val_mask": _pack_mask(positions["val"]),
-            },
-        )
+            }
+            write_json(staging / MANIFEST, manifest)  # here, so that a full disk is met before anything is replaced
+            (data_dir / MANIFEST).unlink(missing_ok=True)
+            for split in SPLITS:
+                beton_path(staging, split).replace(beton_path(data_dir, split))
+            (staging / MANIFEST).replace(data_dir / MANIFEST)
+            sync(data_dir)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     report(f"{data_dir} is prepared: " + ", ".join(f"{entries[split]['num_images']:,} {split}" for split in SPLITS))
 
 
@@ -265,7 +262,8 @@ def _read_manifest(data_dir: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _exclusively(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder; it ends with the process, however that ends."""
+    """Hold a lock on a folder, made if need be; the lock ends with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -10,6 +10,7 @@ import pytest
 from containers import NUM_TRAIN, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 
 from fastcifar import beton, cifar10
+from fastcifar import prepare as prepare_module
 from fastcifar.errors import FastcifarError
 from fastcifar.local_copies import Dataset
 from fastcifar.prepare import is_untouched, load_train, load_val_and_test, prepare, verify
@@ -76,6 +77,20 @@ def test_a_failure_half_way_leaves_nothing_new(tmp_path: Path, monkeypatch: pyte
         prepare(data, str(tmp_path / "package"))
         assert {path.name for path in data.iterdir()} == FILES
         assert not is_untouched(data)
+
+
+def test_a_manifest_that_cannot_be_written_replaces_nothing(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, content: Any) -> None:
+        raise FastcifarError(f"cannot write {path}: No space left on device")
+
+    before = {path.name: path.stat().st_ino for path in tiny_data.iterdir()}
+    monkeypatch.setattr(prepare_module, "write_json", fail)
+    with pytest.raises(FastcifarError, match=r"manifest\.json: No space left on device"):
+        prepare(tiny_data, source(tmp_path), force=True)
+    assert {path.name: path.stat().st_ino for path in tiny_data.iterdir()} == before
+    verify(tiny_data)
 
 
 def test_a_file_that_reads_back_differently_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
