@@ -7,6 +7,7 @@ contender offers `batches()` and `step()`; whoever measures decides how many ste
 import math
 import warnings
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from fastcifar.beton import ffcv_side_effects_undone
+from fastcifar.host_memory import freed_memory_kept
 from fastcifar.loader import Batches, EpochPlanner, Loader, ResidentLoader, StreamedLoader
 from fastcifar.model import build_model
 from fastcifar.prepare import Split, beton_path
@@ -58,8 +60,9 @@ class FastCifar(Contender):
         num_workers: int,
     ) -> None:  # fmt: skip
         self.name, self.note = f"fastcifar {loader}", f"{precision}, channels-last, exact crop + flip + rotation"
-        self._trainer = Trainer(recipe, device, precision=precision, compile=device.type == "cuda")
-        self._recipe, self._epoch = recipe, 0
+        compiles = device.type == "cuda"
+        self._trainer = Trainer(recipe, device, precision=precision, compile=compiles)
+        self._recipe, self._device, self._epoch = recipe, device, 0
         indices = torch.from_numpy(split.indices)
         self._loader: Loader
         if loader == "streamed":
@@ -67,8 +70,9 @@ class FastCifar(Contender):
             self._loader = StreamedLoader(path, indices, self._planner(indices), device, num_workers)
         else:
             images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels).long()
-            self._loader = ResidentLoader(images.to(device), labels.to(device), self._planner(indices.to(device)))
-        if device.type == "cuda":
+            planner = self._planner(indices.to(device))
+            self._loader = ResidentLoader(images.to(device), labels.to(device), planner, compile=compiles)
+        if compiles:
             self._trainer.warm_up()
         self._num_steps = 0
 
@@ -79,10 +83,11 @@ class FastCifar(Contender):
         )
 
     def batches(self) -> Batches:
-        """The loader's own epoch, a new one at each call."""
-        self._trainer.model.train()
+        """The loader's own epoch, a new one at each call, with the memory setting that training has on a CPU."""
+        self._trainer.begin_epoch()
         self._epoch += 1
-        yield from self._loader.epoch(self._epoch - 1)
+        with freed_memory_kept() if self._device.type == "cpu" else nullcontext():
+            yield from self._loader.epoch(self._epoch - 1)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """The trainer's own step."""

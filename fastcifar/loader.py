@@ -76,10 +76,12 @@ class ResidentLoader:
         images: `(N, 32, 32, 3)` uint8, contiguous, on the device.
         labels: `(N,)` int64, on the device.
         planner: for the N images, on the device.
+        compile: whether torch.compile makes one kernel of the gather.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, planner: EpochPlanner) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, planner: EpochPlanner, *, compile: bool = False) -> None:  # noqa: A002
         self._images, self._labels, self._planner = images, labels, planner
+        self._gather = torch.compile(gather_augmented, dynamic=False) if compile else gather_augmented
         self.num_steps = planner.num_steps
 
     def epoch(self, epoch: int) -> Batches:
@@ -89,7 +91,7 @@ class ResidentLoader:
         size = self._planner.batch_size
         for start in range(0, len(order), size):
             batch = slice(start, start + size)
-            yield gather_augmented(self._images, order[batch], geometry[batch]), labels[batch]
+            yield self._gather(self._images, order[batch], geometry[batch]), labels[batch]
 
 
 class StreamedLoader:

@@ -1,5 +1,6 @@
 """A training run: data in, a run directory with checkpoints, metrics, results and charts out."""
 
+import contextlib
 import math
 import os
 import signal
@@ -15,10 +16,10 @@ from torch import Tensor
 
 from fastcifar import cifar10, runs
 from fastcifar.augment import build_geometry, choose_subset, draw_params
-from fastcifar.charts import draw_charts
 from fastcifar.checkpoint import save_checkpoint
 from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.evaluate import compute_logits, loss_and_accuracy
+from fastcifar.host_memory import freed_memory_kept
 from fastcifar.loader import EpochPlanner, Loader, ResidentLoader, StreamedLoader
 from fastcifar.prepare import Split, beton_path, load_train, load_val_and_test
 from fastcifar.settings import Settings
@@ -48,6 +49,7 @@ class _EvalSet:
 
     def __init__(self, split: Split, settings: Settings, device: torch.device) -> None:
         recipe = settings.recipe
+        self._compile = settings.compile
         indices = torch.from_numpy(split.indices)
         chosen = choose_subset(indices, settings.eval_images)
         self.images = torch.from_numpy(split.images)[chosen].to(device)
@@ -67,6 +69,7 @@ class _EvalSet:
             std=trainer.std,
             precision=trainer.precision,
             geometry=self.geometry if augmented else None,
+            compile=self._compile,
         )
 
 
@@ -87,8 +90,10 @@ def train(settings: Settings, data_dir: Path, out: Path | None, observer: Observ
             no number any more.
         Interrupted: SIGINT or SIGTERM came; the last finished epoch is saved.
     """
+    is_cpu = settings.device == "cpu"
     try:
-        return _train(settings, data_dir, out, observer)
+        with freed_memory_kept() if is_cpu else contextlib.nullcontext():
+            return _train(settings, data_dir, out, observer)
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
@@ -116,8 +121,8 @@ def _train(settings: Settings, data_dir: Path, out: Path | None, observer: Obser
     run_dir = runs.create_run_dir(out, recipe.name)
     runs.write_config(run_dir, settings.as_config())
     if settings.compile:
-        observer.note("compiling the training step (about a minute, less when it is cached)")
-        observer.note(f"compiled in {_warm_up(trainer):.0f} s")
+        observer.note("compiling the step and the evaluation (about a minute, less when it is cached)")
+        observer.note(f"compiled in {_warm_up(trainer, loader, val):.0f} s")
 
     record = _Record(settings, run_dir, trainer)
     observer.begin(recipe.epochs, loader.num_steps, recipe.batch_size)
@@ -162,19 +167,26 @@ def _train(settings: Settings, data_dir: Path, out: Path | None, observer: Obser
         results = _evaluate_checkpoints(record, trainer, val, test, run_dir)
         results["seconds"] = time.perf_counter() - start
         runs.write_results(run_dir, results)
+        from fastcifar.charts import draw_charts  # a second for matplotlib, which no step needs
+
         draw_charts(run_dir)
     return run_dir, results
 
 
-def _warm_up(trainer: Trainer) -> float:
-    """Compile; returns the seconds it took."""
+def _warm_up(trainer: Trainer, loader: Loader, val: _EvalSet) -> float:
+    """Compile everything; returns the seconds it took."""
+    start = time.perf_counter()
     try:
-        return trainer.warm_up()
+        with contextlib.closing(loader.epoch(0)) as batches:
+            next(batches)
+        trainer.warm_up()
+        val.logits(trainer)
     except Exception as error:  # whatever a compiler, its absence, or torch's own code raises
         if _is_out_of_memory(error):
             raise
         reason = str(error).strip().splitlines()[0][:200]
         raise FastcifarError(f"torch.compile failed ({reason}): give --no-compile to train without it") from error
+    return time.perf_counter() - start
 
 
 def _build_loader(settings: Settings, data_dir: Path, device: torch.device) -> Loader:
@@ -197,7 +209,7 @@ def _build_loader(settings: Settings, data_dir: Path, device: torch.device) -> L
         return StreamedLoader(path, chosen, planner_on(torch.device("cpu")), device, settings.num_workers)
     images = torch.from_numpy(split.images)[chosen].to(device)
     labels = torch.from_numpy(split.labels)[chosen].long().to(device)
-    return ResidentLoader(images, labels, planner_on(device))
+    return ResidentLoader(images, labels, planner_on(device), compile=settings.compile)
 
 
 class _Record:

@@ -1,8 +1,7 @@
 """A model under training: one step, one epoch, and the state that goes on from there."""
 
 import contextlib
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from fastcifar.augment import normalise
+from fastcifar.captured_step import CapturedStep
 from fastcifar.loader import Loader
 from fastcifar.model import build_model
 from fastcifar.recipes import Recipe
@@ -23,10 +23,12 @@ class Trainer:
         recipe: what to train by.
         device: where.
         precision: "bf16" or "fp32".
-        compile: whether torch.compile builds the forward and backward pass.
+        compile: whether torch.compile builds the forward and backward pass; on CUDA the whole step, the optimizer
+            included, is then captured as a CUDA graph by `warm_up`.
 
     Attributes:
         model: on the device, channels-last, float32.
+        optimizer: its learning rate is the schedule's, a Python float on every device.
         totals: `(2,)` float64 on the device: of the steps so far in this epoch, the losses of all images and the
             number of them classified rightly.
     """
@@ -36,46 +38,74 @@ class Trainer:
         self.mean = torch.tensor(recipe.mean, device=device)
         self.std = torch.tensor(recipe.std, device=device)
         self.precision = precision
+        self._device = device
         self.optimizer = self._build_optimizer(recipe)
         self.scheduler = self._build_scheduler(recipe)
-        self._device = device
         self._batch_size = recipe.batch_size
+        self._captures = compile and device.type == "cuda"
+        self._captured: CapturedStep | None = None
+        self._lr = torch.zeros((), device=device)  # what a captured optimizer reads; set at each epoch's start
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
-        self.forward = torch.compile(self._compute_loss) if compile else self._compute_loss
+        self.forward = torch.compile(self.compute_loss) if compile else self.compute_loss
 
     def _build_optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
         parameters, lr, decay = self.model.parameters(), recipe.learning_rate, recipe.weight_decay
         if recipe.optimizer == "sgd":
             return torch.optim.SGD(parameters, lr=lr, momentum=recipe.momentum, weight_decay=decay, fused=True)
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True)
+        is_cuda = self._device.type == "cuda"
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True, capturable=is_cuda)
 
     def _build_scheduler(self, recipe: Recipe) -> LRScheduler:
         if recipe.schedule == "cosine":
             return CosineAnnealingLR(self.optimizer, T_max=recipe.epochs)
         return StepLR(self.optimizer, step_size=recipe.step_epochs, gamma=recipe.step_factor)
 
-    def _compute_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def compute_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of a batch, and the number of images classified rightly; what `forward` may compile."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self.model(normalise(images, self.mean, self.std))
             loss = functional.cross_entropy(logits, labels)
         return loss, (logits.argmax(1) == labels).sum()
 
-    def warm_up(self) -> float:
-        """Let torch.compile build the step before it is timed; the model is left as it was.
+    def warm_up(self) -> None:
+        """Let torch.compile build the step, and capture it on CUDA, before it is timed.
 
-        Returns:
-            Seconds it took.
+        It steps on a batch of black images, then puts model and optimizer back to where they were. A state to go on
+        from must be loaded before: the graph has the addresses of its tensors.
         """
-        start = time.perf_counter()
-        buffers = [buffer.clone() for buffer in self.model.buffers()]  # batch-norm statistics, which a pass advances
+        state = self.state()
         images = torch.zeros((self._batch_size, 32, 32, 3), dtype=torch.uint8, device=self._device)
         labels = torch.zeros(self._batch_size, dtype=torch.int64, device=self._device)
         self.model.train()
-        self.forward(images, labels)[0].backward()
-        self.optimizer.zero_grad(set_to_none=True)
-        for buffer, saved in zip(self.model.buffers(), buffers, strict=True):
-            buffer.copy_(saved)
-        return time.perf_counter() - start
+        if self._captures:
+            with self._device_learning_rate():
+                self._captured = CapturedStep(self._step, images, labels)
+        else:
+            self._step(images, labels)
+        self._restore(state)
+
+    @contextlib.contextmanager
+    def _device_learning_rate(self) -> Iterator[None]:
+        """Let the optimizer read its learning rate from the device, so that a captured step follows the schedule."""
+        groups = self.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        for group in groups:
+            group["lr"] = self._lr
+        try:
+            yield
+        finally:
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Put back, in place, what `state()` gave."""
+        self.model.load_state_dict(state["model"])
+        self.totals.zero_()
+        before = state["optimizer"]["state"]
+        for position, parameter in enumerate(self.model.parameters()):
+            for name, value in self.optimizer.state[parameter].items():
+                # Where no step was made yet it is zero: momentum, Adam's moments and its count of steps.
+                value.copy_(before[position][name] if position in before else torch.zeros_like(value))
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         """One optimizer step; nothing crosses to the host.
@@ -84,11 +114,23 @@ class Trainer:
             images: `(B, 32, 32, 3)` uint8, augmented.
             labels: `(B,)` int64.
         """
+        if self._captured is None:
+            self._step(images, labels)
+        else:
+            self._captured(images, labels)
+
+    def _step(self, images: Tensor, labels: Tensor) -> None:
         loss, num_correct = self.forward(images, labels)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.totals += torch.stack((loss.detach().double() * len(labels), num_correct.double()))
+
+    def begin_epoch(self) -> None:
+        """Before an epoch's first step: training mode, no totals, the schedule's learning rate on the device."""
+        self.model.train()
+        self.totals.zero_()
+        self._lr.fill_(self.optimizer.param_groups[0]["lr"])
 
     def train_epoch(self, loader: Loader, epoch: int, on_step: Callable[[int], None]) -> tuple[float, float]:
         """Train on every full batch of an epoch, then advance the schedule.
@@ -101,8 +143,7 @@ class Trainer:
         Returns:
             Mean loss and accuracy over the epoch's augmented images, as the model stood at each step.
         """
-        self.model.train()
-        self.totals.zero_()
+        self.begin_epoch()
         with contextlib.closing(loader.epoch(epoch)) as batches:
             for step, (images, labels) in enumerate(batches):
                 self.step(images, labels)
@@ -110,6 +151,16 @@ class Trainer:
         self.scheduler.step()
         loss, accuracy = (self.totals / (loader.num_steps * self._batch_size)).tolist()  # waits for the device
         return loss, accuracy
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state()` gave; to be called before `warm_up`.
+
+        Raises:
+            RuntimeError, ValueError, KeyError: it is of another model, optimizer or schedule.
+        """
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
 
     def state(self) -> dict[str, Any]:
         """All that training on needs, detached from what training changes."""

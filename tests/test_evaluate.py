@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from fastcifar.augment import build_geometry, crop_flip_rotate, draw_params, normalise
 from fastcifar.evaluate import compute_logits, loss_and_accuracy
+from fastcifar.model import build_model
 
 HALF = torch.full((3,), 0.5)
 
@@ -44,6 +45,20 @@ def test_geometry_augments() -> None:
         Recorder(), images, mean=HALF, std=HALF, precision="fp32", geometry=build_geometry(params)
     )
     assert torch.equal(logits, logits_of(crop_flip_rotate(images, params)))
+
+
+@pytest.mark.slow
+def test_compiled_logits_equal_eager_ones() -> None:
+    images = torch.randint(0, 256, (30, 32, 32, 3), dtype=torch.uint8)
+    geometry = build_geometry(draw_params(42, 0, torch.arange(30)))
+    for seed in (0, 1):
+        model = build_model(seed)
+        eager, compiled = (
+            compute_logits(model, images, mean=HALF, std=HALF, precision="fp32", geometry=geometry, compile=compile)
+            for compile in (False, True)  # noqa: A001
+        )
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
+        assert eager.std() > 0.01
 
 
 def test_loss_and_accuracy() -> None:

@@ -27,7 +27,7 @@ def test_all_stages_on_a_cpu_with_tiny_sizes(
     out = tmp_path / "report"
     run(out, tiny_data)
     stages = {name: json.loads((out / f"{name}.json").read_text()) for name in gpu_report.STAGES}
-    assert list(stages) == ["tests", "agreement", "throughput", "modes", "profile", "sgd92", "adam89"]
+    assert list(stages) == ["tests", "agreement", "throughput", "variants", "profile", "sgd92", "adam89"]
     assert stages["tests"]["passed"]
     agreement = stages["agreement"]
     assert agreement["images_that_differ"] == 0
@@ -35,7 +35,9 @@ def test_all_stages_on_a_cpu_with_tiny_sizes(
     assert agreement["within_tolerance"]
     assert agreement["device_bf16_losses"] == pytest.approx(agreement["cpu_losses"], rel=0.2)
     assert {result["recipe"] for result in stages["throughput"]["results"]} == {"sgd92", "adam89"}
-    assert [(row["batch_size"], row["mode"]) for row in stages["modes"]["rows"]] == [(8, "eager")]
+    variants = [(row["batch_size"], row["recipe"], row["variant"]) for row in stages["variants"]["rows"]]
+    assert variants == [(8, "sgd92", "eager"), (8, "adam89", "eager")]
+    assert all(row["img_per_s"]["median"] > 0 for row in stages["variants"]["rows"])
     assert sum(row["share"] for row in stages["profile"]["top"]) <= 1
     assert "convolution" in " ".join(row["name"] for row in stages["profile"]["top"])
     for name in ("sgd92", "adam89"):

@@ -96,6 +96,29 @@ def test_streaming_keeps_torchs_thread_count(tiny_data: Path) -> None:
         assert torch.get_num_threads() == 2
 
 
+@pytest.mark.slow
+def test_a_compiled_gather_gives_the_same_pixels() -> None:
+    planner = build_planner()
+    eager, compiled = build_resident(planner), ResidentLoader(IMAGES, LABELS, planner, compile=True)
+    for (images, labels), (other_images, other_labels) in zip(eager.epoch(2), compiled.epoch(2), strict=True):
+        assert torch.equal(images, other_images)
+        assert torch.equal(labels, other_labels)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+def test_resident_on_cuda_gives_the_cpus_batches(compile: bool) -> None:  # noqa: A002
+    cuda = torch.device("cuda")
+    planner = EpochPlanner(torch.arange(NUM_TRAIN, device=cuda), 8, seed=42, padding=4, max_angle_deg=15)
+    loader = ResidentLoader(IMAGES.to(cuda), LABELS.to(cuda), planner, compile=compile)
+    for epoch in range(3):
+        for (images, labels), (other_images, other_labels) in zip(
+            build_resident(build_planner()).epoch(epoch), loader.epoch(epoch), strict=True
+        ):
+            assert torch.equal(images, other_images.cpu())
+            assert torch.equal(labels, other_labels.cpu())
+
+
 @pytest.mark.gpu
 def test_streamed_to_cuda_equals_resident(tiny_data: Path) -> None:
     """The device is kept busy before each copy, so the host would run far ahead of it if nothing held it back."""

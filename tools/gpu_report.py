@@ -6,13 +6,14 @@ A stage that is finished leaves `DIR/<stage>.json` and is not run again; `DIR/re
 Without a GPU it runs on the CPU, for a trial of the command itself; give tiny sizes then.
 """
 
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,35 @@ from fastcifar.console import Console  # noqa: E402
 from fastcifar.files import read_json, replacing, write_json  # noqa: E402
 from fastcifar.loader import EpochPlanner, ResidentLoader  # noqa: E402
 from fastcifar.prepare import Split, is_untouched, prepare  # noqa: E402
-from fastcifar.recipes import RECIPES  # noqa: E402
+from fastcifar.recipes import RECIPES, Recipe  # noqa: E402
 from fastcifar.runs import RESULTS  # noqa: E402
 from fastcifar.settings import resolve_settings  # noqa: E402
 from fastcifar.train import train  # noqa: E402
 from fastcifar.trainer import Trainer  # noqa: E402
 
 Result = dict[str, Any]
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
 LOGIT_TOLERANCE, LOSS_TOLERANCE = 2e-3, 2e-2  # absolute, and relative; float32 against float32
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a step is built; torch.compile's mode None is its default."""
+
+    compiles: bool = True
+    captures: bool = True
+    mode: str | None = None
+    is_foreach: bool = False  # else the optimizer is the fused one
+
+
+VARIANTS = {
+    "ours: compiled, captured, fused optimizer": Variant(),
+    "eager": Variant(compiles=False, captures=False),
+    "compiled, not captured": Variant(captures=False),
+    "reduce-overhead": Variant(captures=False, mode="reduce-overhead"),
+    "max-autotune, captured": Variant(mode="max-autotune-no-cudagraphs"),
+    "foreach optimizer": Variant(is_foreach=True),
+}
+CPU_VARIANTS = ("eager",)
 
 
 @dataclass(frozen=True)
@@ -65,7 +86,8 @@ class Options:
         indices = torch.from_numpy(split.indices).to(device)
         planner = EpochPlanner(indices, batch_size, seed=42, padding=4, max_angle_deg=15)
         images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels).long()
-        return ResidentLoader(images.to(device), labels.to(device), planner)
+        compiles = device.type == "cuda"
+        return ResidentLoader(images.to(device), labels.to(device), planner, compile=compiles)
 
 
 def run_tests(options: Options) -> Result:
@@ -94,8 +116,13 @@ def compare_with_cpu(options: Options) -> Result:
     result: Result = {"angle_levels": NUM_LEVELS, "images_that_differ": num_different}
     batch_size = min(128, len(images))
     recipe = RECIPES["adam89"]
-    for name, where, precision in (("cpu", cpu, "fp32"), ("device", device, "fp32"), ("device_bf16", device, "bf16")):
-        trainer = Trainer(recipe, where, precision=precision, compile=False)
+    torch.backends.cudnn.allow_tf32 = False
+    is_cuda = device.type == "cuda"
+    for name, where, precision, compiles in (
+        ("cpu", cpu, "fp32", False), ("device", device, "fp32", False), ("device_compiled", device, "fp32", is_cuda),
+        ("device_bf16", device, "bf16", is_cuda),
+    ):  # fmt: skip
+        trainer = Trainer(replace(recipe, batch_size=batch_size), where, precision=precision, compile=compiles)
         losses, previous = [], 0.0
         loader = options.loader(split, batch_size, where)
         trainer.model.eval()
@@ -103,7 +130,9 @@ def compare_with_cpu(options: Options) -> Result:
             inputs, _ = next(loader.epoch(0))
             logits = trainer.model((inputs.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5)
         result[f"{name}_logits"] = logits[:16].float().cpu().tolist()
-        trainer.model.train()
+        if compiles:
+            trainer.warm_up()
+        trainer.begin_epoch()
         for step, (batch, labels) in enumerate(loader.epoch(0)):
             if step == 20:
                 break
@@ -112,10 +141,14 @@ def compare_with_cpu(options: Options) -> Result:
             losses.append((total - previous) / batch_size)
             previous = total
         result[f"{name}_losses"] = losses
+    torch.backends.cudnn.allow_tf32 = True  # torch's default
     logit_error = (torch.tensor(result["cpu_logits"]) - torch.tensor(result["device_logits"])).abs().max()
-    pairs = list(zip(result["cpu_losses"], result["device_losses"], strict=True))
     result["largest_logit_difference"] = float(logit_error)
-    result["largest_relative_loss_difference"] = max(abs(ours - theirs) / theirs for theirs, ours in pairs)
+    result["largest_relative_loss_difference"] = max(
+        abs(ours - theirs) / theirs
+        for name in ("device", "device_compiled")
+        for theirs, ours in zip(result["cpu_losses"], result[f"{name}_losses"], strict=True)
+    )
     result["within_tolerance"] = bool(
         num_different == 0
         and result["largest_logit_difference"] <= LOGIT_TOLERANCE
@@ -135,35 +168,57 @@ def measure_throughput(options: Options) -> Result:
     return dict(read_json(out))
 
 
-def time_compile_modes(options: Options) -> Result:
-    """Our step alone, by batch size and compile mode, in rounds."""
+def time_variants(options: Options) -> Result:
+    """Our step by batch size, and by how it is compiled, captured and updated, in interleaved rounds."""
     device, split = options.device, options.training_split()
-    precision = choose_precision(device)
-    modes: list[str | None] = [None, *COMPILE_MODES] if device.type == "cuda" else [None]
     rows = []
     for batch_size in map(int, options.batch_sizes.split(",")):
         loader = options.loader(split, batch_size, device)
-        for mode in modes:
-            trainer = Trainer(RECIPES["sgd92"], device, precision=precision, compile=False)
-            if mode is not None:
-                trainer.forward = torch.compile(trainer.forward, mode=mode)
-            row: Result = {"batch_size": batch_size, "mode": mode or "eager"}
-            try:
-                start = time.perf_counter()
-                trainer.train_epoch(loader, 0, lambda step: None)
-                row["first_epoch_s"] = time.perf_counter() - start
-                rates = []
-                for epoch in range(1, options.rounds + 1):
-                    synchronise(device)
-                    start = time.perf_counter()
-                    trainer.train_epoch(loader, epoch, lambda step: None)
-                    rates.append(loader.num_steps * batch_size / (time.perf_counter() - start))
-                row["img_per_s"] = spread(rates)
-            except RuntimeError as error:  # a mode that fails is a finding, not the end of the report
-                row["error"] = str(error).splitlines()[0]
-            rows.append(row)
-            print(row, flush=True)
-    return {"precision": precision, "rows": rows}
+        for recipe in RECIPES.values():
+            trainers: dict[str, Trainer] = {}
+            found: dict[str, Result] = {}
+            for name, variant in VARIANTS.items():
+                if device.type == "cuda" or name in CPU_VARIANTS:
+                    found[name] = {"batch_size": batch_size, "recipe": recipe.name, "variant": name, "rounds": []}
+                    with failure_noted(found[name]):
+                        start = time.perf_counter()
+                        trainers[name] = build_variant(variant, replace(recipe, batch_size=batch_size), device)
+                        trainers[name].train_epoch(loader, 0, lambda step: None)
+                        found[name]["first_epoch_s"] = time.perf_counter() - start
+            for epoch in range(1, options.rounds + 1):
+                for name, trainer in trainers.items():
+                    with failure_noted(found[name]):
+                        synchronise(device)
+                        start = time.perf_counter()
+                        trainer.train_epoch(loader, epoch, lambda step: None)
+                        rate = loader.num_steps * batch_size / (time.perf_counter() - start)
+                        found[name]["rounds"].append(rate)
+            for row in found.values():
+                rates = row.pop("rounds")
+                rows.append(row | ({} if "error" in row else {"img_per_s": spread(rates)}))
+                print(rows[-1], flush=True)
+    return {"precision": choose_precision(device), "rows": rows}
+
+
+@contextlib.contextmanager
+def failure_noted(row: Result) -> Iterator[None]:
+    """A variant that fails is a finding, not the end of the report."""
+    try:
+        yield
+    except Exception as error:
+        row["error"] = (str(error).strip().splitlines() or [repr(error)])[0]
+
+
+def build_variant(variant: Variant, recipe: Recipe, device: torch.device) -> Trainer:
+    """A trainer with one thing chosen otherwise."""
+    trainer = Trainer(recipe, device, precision=choose_precision(device), compile=variant.compiles)
+    if variant.mode is not None:
+        trainer.forward = torch.compile(trainer.compute_loss, mode=variant.mode)
+    for group in trainer.optimizer.param_groups:
+        group["fused"], group["foreach"] = not variant.is_foreach, variant.is_foreach
+    if variant.captures:
+        trainer.warm_up()
+    return trainer
 
 
 def profile_step(options: Options) -> Result:
@@ -174,6 +229,8 @@ def profile_step(options: Options) -> Result:
     batch_size = int(options.batch_sizes.split(",")[0])
     trainer = Trainer(RECIPES["sgd92"], device, precision=choose_precision(device), compile=device.type == "cuda")
     loader = options.loader(split, batch_size, device)
+    if device.type == "cuda":
+        trainer.warm_up()
     trainer.train_epoch(loader, 0, lambda step: None)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     num_steps = 0
@@ -237,7 +294,7 @@ STAGES: dict[str, Callable[[Options], Result]] = {
     "tests": run_tests,
     "agreement": compare_with_cpu,
     "throughput": measure_throughput,
-    "modes": time_compile_modes,
+    "variants": time_variants,
     "profile": profile_step,
     **{name: train_in_full(name) for name in RECIPES},
 }
@@ -281,13 +338,15 @@ def _describe(name: str, stage: Result) -> list[str]:
                     f"| {row['waiting_for_data']['median']:.2%} |"
                 )
         return lines
-    if name == "modes":
-        rows = [(row["batch_size"], row["mode"], row.get("img_per_s"), row.get("error")) for row in stage["rows"]]
-        return ["| batch size | mode | img/s | spread |", "|---|---|---|---|"] + [
-            f"| {size} | {mode} | {rate['median']:,.0f} | {rate['min']:,.0f}–{rate['max']:,.0f} |"
-            if rate else f"| {size} | {mode} | failed | {error} |"
-            for size, mode, rate, error in rows
-        ]  # fmt: skip
+    if name == "variants":
+        lines = ["| batch size | recipe | variant | img/s | spread |", "|---|---|---|---|---|"]
+        for row in stage["rows"]:
+            rate = row.get("img_per_s")
+            measured = f"{rate['median']:,.0f} | {rate['min']:,.0f}–{rate['max']:,.0f}" if rate else (
+                f"failed | {row['error']}"
+            )
+            lines.append(f"| {row['batch_size']} | {row['recipe']} | {row['variant']} | {measured} |")
+        return lines
     if name == "profile":
         return [f"{stage['kernel_ms_per_step']:.3f} ms of kernels a step at batch size {stage['batch_size']}.", "",
                 "| kernel | ms a step | share |", "|---|---|---|"] + [

@@ -1,0 +1,30 @@
+import resource
+from pathlib import Path
+
+import torch
+
+from fastcifar.host_memory import freed_memory_kept
+
+_BLOCK_BYTES = 48 << 20  # above glibc's own threshold, whatever it has learnt
+_PAGE_BYTES = resource.getpagesize()
+
+
+def use_a_block() -> None:
+    torch.zeros(_BLOCK_BYTES, dtype=torch.uint8).add_(1)
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
+
+
+def test_freed_memory_is_used_again_and_given_back_at_the_end() -> None:
+    before = resident_bytes()
+    with freed_memory_kept():
+        use_a_block()
+        use_a_block()
+        assert resident_bytes() > before + _BLOCK_BYTES / 2
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            use_a_block()
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < _BLOCK_BYTES / _PAGE_BYTES
+    assert resident_bytes() < before + _BLOCK_BYTES / 2
