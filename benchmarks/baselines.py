@@ -4,9 +4,11 @@ Each is written as a careful user of that approach would, and each trains the sa
 contender offers `batches()` and `step()`; whoever measures decides how many steps it takes.
 """
 
+import functools
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,15 +31,7 @@ from fastcifar.trainer import Trainer
 
 
 class Contender(ABC):
-    """One way to train: where its batches come from, and what a step does with one.
-
-    Attributes:
-        name: short, for tables.
-        note: how it differs, in a few words.
-    """
-
-    name: str
-    note: str
+    """One way to train: where its batches come from, and what a step does with one."""
 
     @abstractmethod
     def batches(self) -> Batches:
@@ -59,7 +53,6 @@ class FastCifar(Contender):
         self, recipe: Recipe, split: Split, data_dir: Path, device: torch.device, *, loader: str, precision: str,
         num_workers: int,
     ) -> None:  # fmt: skip
-        self.name, self.note = f"fastcifar {loader}", f"{precision}, channels-last, exact crop + flip + rotation"
         compiles = device.type == "cuda"
         self._trainer = Trainer(recipe, device, precision=precision, compile=compiles)
         self._recipe, self._device, self._epoch = recipe, device, 0
@@ -169,12 +162,8 @@ class DataLoaderContender(_Notebook):
         self, recipe: Recipe, split: Split, device: torch.device, *, is_tuned: bool, precision: str, num_workers: int
     ) -> None:
         super().__init__(recipe, device, is_tuned=is_tuned, precision=precision)
-        if is_tuned:
-            self.name, self.note = "tuned PyTorch", f"DataLoader, PIL; {precision}, channels-last, fused optimizer"
-            if device.type == "cuda":
-                self.model.compile()
-        else:
-            self.name, self.note = "published", "DataLoader, PIL; eager, fp32, NCHW"
+        if is_tuned and device.type == "cuda":
+            self.model.compile()
         transform = transforms.Compose([
             transforms.RandomCrop(32, padding=recipe.padding),
             transforms.RandomHorizontalFlip(),
@@ -201,7 +190,6 @@ class StockFfcv(_Notebook):
         num_workers: int,
     ) -> None:  # fmt: skip
         super().__init__(recipe, device, is_tuned=True, precision=precision)
-        self.name, self.note = "stock FFCV", f"flip + translate, no rotation; {precision}, channels-last"
         if device.type == "cuda":
             self.model.compile()
         with ffcv_side_effects_undone():
@@ -254,7 +242,6 @@ class ResidentEager(_Notebook):
 
     def __init__(self, recipe: Recipe, split: Split, device: torch.device, *, precision: str) -> None:
         super().__init__(recipe, device, is_tuned=True, precision=precision)
-        self.name, self.note = "resident eager", f"crop + flip + rotation by grid_sample; {precision}, channels-last"
         images = torch.from_numpy(split.images).to(device).permute(0, 3, 1, 2).float() / 255
         mean = torch.tensor(recipe.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(recipe.std, device=device).view(1, 3, 1, 1)
@@ -288,25 +275,41 @@ class ResidentEager(_Notebook):
         return moved + self._black
 
 
-def build_contenders(
-    recipe: Recipe, split: Split, data_dir: Path, device: torch.device, *, precision: str, num_workers: int
-) -> list[Contender]:
-    """Every contender for one recipe.
+Build = Callable[..., Contender]  # (recipe, split, data_dir, device, *, precision, num_workers)
 
-    Args:
-        recipe: with the batch size to measure.
-        split: the images to train on, the first of the training set.
-        data_dir: the prepared data that they are from.
-        device: where to train.
-        precision: "bf16" or "fp32", of all but the published one.
-        num_workers: of the loaders that have workers.
-    """
-    shared: Any = {"precision": precision, "num_workers": num_workers}
-    return [
-        DataLoaderContender(recipe, split, device, is_tuned=False, **shared),
-        DataLoaderContender(recipe, split, device, is_tuned=True, **shared),
-        StockFfcv(recipe, data_dir, len(split.labels), device, **shared),
-        ResidentEager(recipe, split, device, precision=precision),
-        FastCifar(recipe, split, data_dir, device, loader="streamed", **shared),
-        FastCifar(recipe, split, data_dir, device, loader="resident", **shared),
-    ]
+
+def _dataloader(*, is_tuned: bool) -> Build:
+    def build(recipe: Recipe, split: Split, _: Path, device: torch.device, **shared: Any) -> Contender:
+        return DataLoaderContender(recipe, split, device, is_tuned=is_tuned, **shared)
+
+    return build
+
+
+def _stock_ffcv(recipe: Recipe, split: Split, data_dir: Path, device: torch.device, **shared: Any) -> Contender:
+    return StockFfcv(recipe, data_dir, len(split.labels), device, **shared)
+
+
+def _resident_eager(
+    recipe: Recipe, split: Split, _: Path, device: torch.device, *, precision: str, num_workers: int
+) -> Contender:
+    return ResidentEager(recipe, split, device, precision=precision)
+
+
+# Each is built of a recipe with the batch size to measure; the split to train on, the first images of the training
+# set; the prepared data it is from; the device; the precision of all but the published one; and the loaders' workers.
+CONTENDERS: dict[str, Build] = {
+    "published": _dataloader(is_tuned=False),
+    "tuned PyTorch": _dataloader(is_tuned=True),
+    "stock FFCV": _stock_ffcv,
+    "resident eager": _resident_eager,
+    "fastcifar streamed": functools.partial(FastCifar, loader="streamed"),
+    "fastcifar resident": functools.partial(FastCifar, loader="resident"),
+}
+NOTES = {
+    "published": "DataLoader, PIL; eager, fp32, NCHW",
+    "tuned PyTorch": "DataLoader, PIL; {precision}, channels-last, fused optimizer",
+    "stock FFCV": "flip + translate, no rotation; {precision}, channels-last",
+    "resident eager": "crop + flip + rotation by grid_sample; {precision}, channels-last",
+    "fastcifar streamed": "FFCV and numba; {precision}, channels-last",
+    "fastcifar resident": "one integer gather; {precision}, channels-last",
+}

@@ -2,19 +2,19 @@
 
     python benchmarks/throughput.py
 
-On a GPU whole epochs are timed; on a CPU some steps of an epoch, after its first ones. All contenders take turns in
-rounds within one process, so that a machine's noise falls on all of them alike; medians over the rounds are quoted.
+On a GPU whole epochs are timed; on a CPU some steps of an epoch, after its first one. Each contender has a process of
+its own; they take turns in rounds, so that a machine's noise falls on all of them alike. Medians over the rounds are
+quoted.
 """
 
 import dataclasses
-import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
-from baselines import Contender, build_contenders
+from baselines import CONTENDERS, NOTES
+from isolated import IsolatedContender, Task, Timing
 from matplotlib.figure import Figure
 from measure import (
     choose_device,
@@ -24,116 +24,62 @@ from measure import (
     measure_ceiling,
     print_table,
     spread,
-    synchronise,
     write_results,
 )
 
 from fastcifar.files import replacing
-from fastcifar.prepare import Split
 from fastcifar.recipes import RECIPES
 
-_WARM_STEPS, _TIMED_STEPS = 1, 3  # on a CPU; on a GPU a whole epoch is timed
-
-
-@dataclasses.dataclass
-class Timing:
-    """One round of one contender."""
-
-    img_per_s: float
-    waiting: float  # share of the time in which the device had no batch to train on
-
-
-def time_epoch(contender: Contender, batch_size: int, device: torch.device, num_steps: int | None) -> Timing:
-    """Train for an epoch, or for a few steps of one.
-
-    On a GPU the wait for data is what passes on the device's own clock between the end of a step and the moment its
-    next batch is there; on a CPU it is what the training thread spends on getting it.
-    """
-    is_cuda = device.type == "cuda"
-    marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-    waiting = 0.0
-    steps = 0
-    with closing(contender.batches()) as batches:
-        if num_steps is not None:
-            for _ in range(_WARM_STEPS):
-                contender.step(*next(batches))
-        synchronise(device)
-        start = time.perf_counter()
-        while steps != num_steps:
-            if is_cuda:
-                before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                before.record()
-            began = time.perf_counter()
-            batch = next(batches, None)
-            waiting += time.perf_counter() - began
-            if batch is None:
-                break
-            if is_cuda:
-                after.record()
-                marks.append((before, after))
-            contender.step(*batch)
-            steps += 1
-        synchronise(device)
-        seconds = time.perf_counter() - start
-    if is_cuda:
-        waiting = sum(before.elapsed_time(after) for before, after in marks) / 1e3
-    return Timing(img_per_s=steps * batch_size / seconds, waiting=waiting / seconds)
+_TIMED_STEPS = 3  # a round on a CPU; on a GPU a whole epoch is timed
 
 
 def measure_recipe(
-    name: str, batch_size: int | None, split: Split, data_dir: Path, device: torch.device, *, rounds: int,
-    num_workers: int, ceiling_img_per_s: float,
-) -> dict[str, Any]:  # fmt: skip
+    contenders: dict[str, IsolatedContender], task: Task, *, rounds: int, ceiling_img_per_s: float
+) -> dict[str, Any]:
     """Time every contender on a recipe, in rounds."""
-    recipe = RECIPES[name]
-    if batch_size is not None:
-        recipe = dataclasses.replace(recipe, batch_size=batch_size)
-    precision = choose_precision(device)
-    print(f"{name}, batch size {recipe.batch_size}: building the contenders", flush=True)
-    contenders = build_contenders(recipe, split, data_dir, device, precision=precision, num_workers=num_workers)
-    num_steps = None if device.type == "cuda" else _TIMED_STEPS
-    timings: dict[str, list[Timing]] = {contender.name: [] for contender in contenders}
-    memory = dict.fromkeys(timings, 0)
+    recipe = task.recipe
+    print(f"{recipe.name}, batch size {recipe.batch_size}: building the contenders", flush=True)
+    for contender in contenders.values():
+        contender.begin(task)
+    for contender in contenders.values():
+        contender.wait()
+    num_steps = None if task.device.type == "cuda" else _TIMED_STEPS
+    timings: dict[str, list[Timing]] = {name: [] for name in contenders}
     for number in range(-1, rounds):  # the first round warms caches, compilers and clocks, and does not count
-        for contender in contenders:
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            timing = time_epoch(contender, recipe.batch_size, device, 1 if num_steps and number < 0 else num_steps)
-            contender.pop_loss()
+        for name, contender in contenders.items():
+            timing = contender.time_round(1 if num_steps and number < 0 else num_steps)
             if number >= 0:
-                timings[contender.name].append(timing)
-                if device.type == "cuda":
-                    memory[contender.name] = torch.cuda.max_memory_allocated(device)
+                timings[name].append(timing)
         print(f"  round {number + 1} of {rounds} done", flush=True)
     ours = [timing.img_per_s for timing in timings["fastcifar resident"]]
     rows = []
-    for contender in contenders:
-        rates = [timing.img_per_s for timing in timings[contender.name]]
+    for name in contenders:
+        rates = [timing.img_per_s for timing in timings[name]]
         rate = spread(rates)
         rows.append({
-            "name": contender.name,
-            "note": contender.note,
+            "name": name,
+            "note": NOTES[name].format(precision=task.precision),
             "img_per_s": rate,
-            "s_per_epoch": len(split.labels) // recipe.batch_size * recipe.batch_size / rate["median"],
+            "s_per_epoch": len(task.split.labels) // recipe.batch_size * recipe.batch_size / rate["median"],
             # Round by round, because both halves of a pair met the same machine.
             "fastcifar_is_faster_by": spread([mine / rate for mine, rate in zip(ours, rates, strict=True)]),
             "share_of_ceiling": rate["median"] / ceiling_img_per_s,
-            "waiting_for_data": spread([timing.waiting for timing in timings[contender.name]]),
-            "peak_memory_gib": memory[contender.name] / 2**30 if device.type == "cuda" else None,
+            "waiting_for_data": spread([timing.waiting for timing in timings[name]]),
+            "peak_memory_gib": max(timing.peak_memory_gib for timing in timings[name]),
         })  # fmt: skip
-    return {"recipe": name, "batch_size": recipe.batch_size, "precision": precision, "contenders": rows}
+    return {"recipe": recipe.name, "batch_size": recipe.batch_size, "precision": task.precision, "contenders": rows}
 
 
 def show(result: dict[str, Any]) -> None:
     """Print one recipe's table."""
     rows = []
     for row in result["contenders"]:
-        rate, memory = row["img_per_s"], row["peak_memory_gib"]
+        rate = row["img_per_s"]
         rows.append([
             row["name"], f"{rate['median']:,.1f}", f"{rate['min']:,.1f}–{rate['max']:,.1f}",
             f"{row['s_per_epoch']:,.1f}", f"{row['fastcifar_is_faster_by']['median']:.2f}×",
             f"{row['share_of_ceiling']:.0%}", f"{row['waiting_for_data']['median']:.1%}",
-            "" if memory is None else f"{memory:.1f}",
+            f"{row['peak_memory_gib']:.1f}",
         ])  # fmt: skip
     columns = ["", "img/s", "spread", "s/epoch", "fastcifar is", "of ceiling", "waiting", "GiB"]
     print_table(f"\n{result['recipe']}, batch size {result['batch_size']}", columns, rows)
@@ -189,15 +135,18 @@ def main(
         flush=True,
     )
     results = []
-    for name in recipe_names or RECIPES:
-        for batch_size in [int(size) for size in batch_sizes.split(",")] if batch_sizes else [None]:
-            result = measure_recipe(
-                name, batch_size, split, data_dir, device, rounds=rounds,
-                num_workers=machine["num_cpus"] if num_workers is None else num_workers,
-                ceiling_img_per_s=ceiling["img_per_s"],
-            )  # fmt: skip
-            show(result)
-            results.append(result)
+    with ExitStack() as stack:
+        contenders = {name: stack.enter_context(closing(IsolatedContender(name))) for name in CONTENDERS}
+        for name in recipe_names or RECIPES:
+            for batch_size in [int(size) for size in batch_sizes.split(",")] if batch_sizes else [None]:
+                recipe = RECIPES[name]
+                task = Task(
+                    recipe if batch_size is None else dataclasses.replace(recipe, batch_size=batch_size), split,
+                    data_dir, device, precision, machine["num_cpus"] if num_workers is None else num_workers,
+                )  # fmt: skip
+                result = measure_recipe(contenders, task, rounds=rounds, ceiling_img_per_s=ceiling["img_per_s"])
+                show(result)
+                results.append(result)
     if out is not None:
         measured = {"machine": machine, "ceiling": ceiling, "num_images": len(split.labels), "results": results}
         write_results(out, measured)

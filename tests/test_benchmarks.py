@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import baselines  # noqa: E402
+import isolated  # noqa: E402
 import measure  # noqa: E402
 import pipeline  # noqa: E402
 import throughput  # noqa: E402
@@ -34,13 +36,13 @@ def test_contenders_train_the_same_network_to_the_same_loss(tmp_path: Path, name
     split = Split(images, TRAIN_LABELS, np.arange(len(images)))
     recipe = dataclasses.replace(get_recipe(name), batch_size=len(images), padding=0, max_angle_deg=0.0)
     losses: dict[str, list[float]] = {}
-    for contender in baselines.build_contenders(recipe, split, tmp_path, CPU, precision="fp32", num_workers=1):
+    for contender_name, build in baselines.CONTENDERS.items():
+        contender = build(recipe, split, tmp_path, CPU, precision="fp32", num_workers=1)
         for _ in range(3):
             for batch in contender.batches():
                 contender.step(*batch)
-            losses.setdefault(contender.name, []).append(contender.pop_loss())
-    assert list(losses) == ["published", "tuned PyTorch", "stock FFCV", "resident eager", "fastcifar streamed",
-                            "fastcifar resident"]  # fmt: skip
+            losses.setdefault(contender_name, []).append(contender.pop_loss())
+    assert len(losses) == 6
     for trajectory in losses.values():
         assert trajectory == pytest.approx(losses["published"], rel=0.01)
     assert losses["published"][0] != pytest.approx(losses["published"][2], rel=0.1)
@@ -82,8 +84,20 @@ def test_throughput_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeyp
         assert row["s_per_epoch"] == pytest.approx(40 / rate)
         assert row["fastcifar_is_faster_by"]["median"] == pytest.approx(resident["img_per_s"]["median"] / rate)
         assert 0 <= row["waiting_for_data"]["median"] < 1
+        assert 0.1 < row["peak_memory_gib"] < 10
     assert content["machine"]["versions"]["ffcv"] == "1.0.2"
     assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_a_contender_that_fails_is_told() -> None:
+    task = isolated.Task(
+        get_recipe("adam89"), Split(TRAIN_IMAGES, TRAIN_LABELS, np.arange(len(TRAIN_LABELS))), Path("nowhere"), CPU,
+        "fp32", 1,
+    )  # fmt: skip
+    with closing(isolated.IsolatedContender("stock FFCV")) as contender:
+        contender.begin(task)
+        with pytest.raises(RuntimeError, match="stock FFCV: "):
+            contender.wait()
 
 
 def test_pipeline_measures_and_writes(tiny_data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,152 @@
+"""A contender in a process of its own, so that none gains or loses by what another did to its process.
+
+On a CPU it matters: how a process's allocator was used before decides whether a step's memory is mapped anew.
+"""
+
+import multiprocessing
+import resource
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from baselines import CONTENDERS, Contender
+from measure import synchronise
+
+from fastcifar.prepare import Split
+from fastcifar.recipes import Recipe
+
+_WARM_STEPS = 1  # of a round on a CPU
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One round of one contender."""
+
+    img_per_s: float
+    waiting: float  # share of the time in which the device had no batch to train on
+    peak_memory_gib: float  # of the device on a GPU, of the process on a CPU
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a contender is to train."""
+
+    recipe: Recipe
+    split: Split
+    data_dir: Path
+    device: torch.device
+    precision: str
+    num_workers: int
+
+
+class IsolatedContender:
+    """A process that builds a contender and times its rounds when told to; it sleeps between them."""
+
+    def __init__(self, name: str) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, name))
+        self._process.start()
+        theirs.close()  # so that its end is noticed here
+
+    def begin(self, task: Task) -> None:
+        """Let it build; `wait` for it."""
+        self._connection.send(task)
+
+    def wait(self) -> Any:
+        """Its answer to what it was told last.
+
+        Raises:
+            RuntimeError: it failed.
+        """
+        try:
+            answer = self._connection.recv()
+        except EOFError:
+            raise RuntimeError(f"{self._process.name} died") from None
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return answer
+
+    def time_round(self, num_steps: int | None) -> Timing:
+        """Train for so many steps, or for an epoch."""
+        self._connection.send(num_steps)
+        timing: Timing = self.wait()
+        return timing
+
+    def close(self) -> None:
+        """End the process."""
+        self._connection.close()
+        self._process.join()
+
+
+def _serve(connection: Connection, name: str) -> None:
+    multiprocessing.set_start_method("fork", force=True)  # a DataLoader's default; a spawned process has its own
+    contender: Contender | None = None
+    task: Task | None = None
+    while True:
+        try:
+            order = connection.recv()
+        except EOFError:
+            return
+        try:
+            if isinstance(order, Task):
+                task, contender = order, None  # the former one's memory is free before the next one is built
+                contender = CONTENDERS[name](
+                    task.recipe, task.split, task.data_dir, task.device, precision=task.precision,
+                    num_workers=task.num_workers,
+                )  # fmt: skip
+                answer: Any = True
+            else:
+                assert contender is not None
+                assert task is not None
+                answer = time_epoch(contender, task.recipe.batch_size, task.device, order)
+                contender.pop_loss()
+        except Exception as error:
+            answer = f"{name}: {error!r}"
+        connection.send(answer)
+
+
+def time_epoch(contender: Contender, batch_size: int, device: torch.device, num_steps: int | None) -> Timing:
+    """Train for an epoch, or for a few steps of one.
+
+    On a GPU the wait for data is what passes on the device's own clock between the end of a step and the moment its
+    next batch is there; on a CPU it is what the training thread spends on getting it.
+    """
+    is_cuda = device.type == "cuda"
+    marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+    waiting = 0.0
+    steps = 0
+    if is_cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    with closing(contender.batches()) as batches:
+        if num_steps is not None:
+            for _ in range(_WARM_STEPS):
+                contender.step(*next(batches))
+        synchronise(device)
+        start = time.perf_counter()
+        while steps != num_steps:
+            if is_cuda:
+                before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                before.record()
+            began = time.perf_counter()
+            batch = next(batches, None)
+            waiting += time.perf_counter() - began
+            if batch is None:
+                break
+            if is_cuda:
+                after.record()
+                marks.append((before, after))
+            contender.step(*batch)
+            steps += 1
+        synchronise(device)
+        seconds = time.perf_counter() - start
+    if is_cuda:
+        waiting = sum(before.elapsed_time(after) for before, after in marks) / 1e3
+        peak_bytes = torch.cuda.max_memory_allocated(device)
+    else:
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Timing(steps * batch_size / seconds, waiting / seconds, peak_bytes / 2**30)
