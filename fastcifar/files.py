@@ -1,8 +1,10 @@
 """Files that are whole or not there at all."""
 
 import contextlib
+import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,30 @@ def writing(path: Path) -> Iterator[None]:
         raise FastcifarError(f"cannot write {path}: a file is in the way") from error
     except OSError as error:
         raise FastcifarError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path, message: str) -> Iterator[None]:
+    """Hold a lock on a folder that is there; it ends with the process, however that ends.
+
+    Raises:
+        FastcifarError: with this message, another process or thread holds it.
+    """
+    with writing(folder):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FastcifarError(message) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_leftover(path: Path) -> bool:
+    """Whether it is what a killed process left of `replacing`."""
+    return re.fullmatch(r"\..+\.[0-9]+\.tmp", path.name) is not None
 
 
 def sync(path: Path) -> None:

@@ -1,13 +1,11 @@
 """From a source of CIFAR-10 to a data folder: three .beton files and their manifest, all checked."""
 
-import contextlib
 import datetime
-import fcntl
 import hashlib
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from fastcifar import beton, cifar10
 from fastcifar.beton import remedy
 from fastcifar.cifar10 import SPLITS, Images, Labels, SplitName
 from fastcifar.errors import FastcifarError
-from fastcifar.files import read_json, sync, write_json, writing
+from fastcifar.files import locked, read_json, sync, write_json, writing
 from fastcifar.runs import package_versions
 from fastcifar.sources import load_source
 
@@ -75,7 +73,10 @@ def prepare(
         verify(data_dir)
         report(f"{data_dir} is prepared and verified" + ("" if source == "auto" else "; --source was not used"))
         return
-    with writing(data_dir), _exclusively(data_dir):
+    with writing(data_dir):
+        data_dir.mkdir(parents=True, exist_ok=True)
+    busy = f"another process is preparing {data_dir}: wait for it, or give another folder"
+    with writing(data_dir), locked(data_dir, busy):
         staging = data_dir / _STAGING
         _check_targets(data_dir, force=force or staging.exists())
         shutil.rmtree(staging, ignore_errors=True)
@@ -258,19 +259,3 @@ def _read_manifest(data_dir: Path) -> dict[str, Any]:
         what = "it does not describe CIFAR-10 as split here"
         raise FastcifarError(f"{path} is damaged or stale ({what}): {remedy(data_dir)}")
     return dict(manifest)
-
-
-@contextlib.contextmanager
-def _exclusively(folder: Path) -> Iterator[None]:
-    """Hold a lock on a folder, made if need be; the lock ends with the process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            message = f"another process is preparing {folder}: wait for it, or give another folder"
-            raise FastcifarError(message) from error
-        yield
-    finally:
-        os.close(descriptor)

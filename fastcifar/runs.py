@@ -1,10 +1,14 @@
 """The run directory: its settings, environment, metrics and results."""
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
 import os
 import platform
+import shlex
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,7 @@ from numpy.typing import NDArray
 from fastcifar import __version__
 from fastcifar.cifar10 import IMAGE_SIZE, NUM_CLASSES, Images, Labels
 from fastcifar.errors import FastcifarError
-from fastcifar.files import read_json, read_text, replacing, sync, write_json, writing
+from fastcifar.files import is_leftover, locked, read_json, read_text, replacing, write_json, writing
 
 CONFIG, METRICS, RESULTS = "config.json", "metrics.jsonl", "results.json"
 PREDICTIONS, BEST, LAST = "predictions.npz", "best.pt", "last.pt"
@@ -26,52 +30,95 @@ METRICS_KEYS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accura
 
 
 def check_unused(out: Path) -> None:
-    """Refuse a run directory that holds something already.
+    """Refuse a run directory that holds something already, apart from what a run left that was killed as it began.
 
     Raises:
         FastcifarError: it does, or cannot be read.
     """
     with writing(out):
-        if out.exists() and next(out.iterdir(), None) is not None:
-            raise FastcifarError(f"{out} is not empty: give a new directory with --out")
+        if out.exists() and not all(is_leftover(path) for path in out.iterdir()):
+            is_stopped = (out / LAST).exists() and not (out / RESULTS).exists()
+            hint = f", or go on with --resume {shlex.quote(str(out))}" if is_stopped else ""
+            raise FastcifarError(f"{out} is not empty: give a new directory with --out{hint}")
 
 
-def create_run_dir(out: Path | None, recipe_name: str) -> Path:
-    """Make the directory of a new run.
+@contextlib.contextmanager
+def new_run_dir(out: Path | None, recipe_name: str) -> Iterator[Path]:
+    """Make the directory of a new run, and keep other runs out of it.
 
     Args:
         out: where; by default `runs/<recipe>-<time>`.
         recipe_name: for the default.
 
     Raises:
-        FastcifarError: there is something in it already, or it cannot be made.
+        FastcifarError: there is something in it already, another run is at it, or it cannot be made.
     """
     if out is None:
         now = datetime.datetime.now().astimezone()
         out = Path("runs") / f"{recipe_name}-{now:%Y%m%d-%H%M%S}"
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
+    with locked(out, f"{out} belongs to another run: give a new directory with --out"):
         check_unused(out)
-        # Two runs that were started at once both find it empty; only one makes this file.
-        try:
-            (out / METRICS).open("x").close()
-        except FileExistsError:
-            raise FastcifarError(f"{out} belongs to another run: give a new directory with --out") from None
-    return out
+        _remove_leftovers(out)
+        yield out
 
 
-def append_metrics(run_dir: Path, metrics: dict[str, Any]) -> None:
-    """Add one epoch's line to `metrics.jsonl`, on the disk when this returns."""
-    path = run_dir / METRICS
-    with writing(path):
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(metrics) + "\n")
-        sync(path)
+@contextlib.contextmanager
+def interrupted_run_dir(run_dir: Path) -> Iterator[None]:
+    """Keep other processes out of the directory of a run that is to go on.
+
+    Raises:
+        FastcifarError: it is none, the run is finished, or it is still going.
+    """
+    if not run_dir.is_dir():
+        raise FastcifarError(f"{run_dir} is no run directory: there is no such folder")
+    with locked(run_dir, f"{run_dir} is still being trained by another process"):
+        if (run_dir / RESULTS).exists():
+            raise FastcifarError(f"{run_dir} is finished: there is nothing left to do")
+        if not (run_dir / LAST).exists():
+            raise FastcifarError(f"{run_dir} holds no {LAST} to go on from: start the run anew")
+        _remove_leftovers(run_dir)
+        yield
 
 
-def write_config(run_dir: Path, settings: dict[str, Any]) -> None:
-    """Write `config.json`: all resolved settings, and the machine and versions they ran on."""
-    write_json(run_dir / CONFIG, {**settings, "environment": describe_environment()})
+def _remove_leftovers(run_dir: Path) -> None:
+    with writing(run_dir):
+        for folder in (run_dir, run_dir / "charts"):
+            for path in folder.iterdir() if folder.exists() else ():
+                if is_leftover(path):
+                    path.unlink()
+
+
+def write_metrics(run_dir: Path, metrics: list[dict[str, Any]]) -> None:
+    """Write `metrics.jsonl`, a line an epoch; whole at every moment, because it is replaced."""
+    with replacing(run_dir / METRICS) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in metrics), encoding="utf-8")
+
+
+def is_metrics(line: Any) -> bool:
+    """Whether it is one epoch's metrics: a dict with the keys that others rely on, each a finite number."""
+    return isinstance(line, dict) and all(
+        type(line.get(key)) in (int, float) and abs(line[key]) <= sys.float_info.max for key in METRICS_KEYS
+    )
+
+
+def write_config(run_dir: Path, settings: dict[str, Any], *, resumed_at: int | None = None) -> None:
+    """Write `config.json`: all resolved settings, and the machine and versions they ran on.
+
+    Args:
+        run_dir: the run's.
+        settings: as `Settings.as_config` gives them.
+        resumed_at: for a run that goes on, the number of epochs it had; its environments are kept side by side.
+    """
+    here: dict[str, Any] = {"environment": describe_environment()}
+    if resumed_at is not None:
+        with contextlib.suppress(FastcifarError):  # a run that was killed early has none yet
+            before = read_config(run_dir)
+            parts = before["resumed"] if isinstance(before.get("resumed"), list) else []
+            parts.append({"num_epochs": resumed_at, **here})
+            here = {"environment": before.get("environment"), "resumed": parts}
+    write_json(run_dir / CONFIG, {**settings, **here})
 
 
 def write_results(run_dir: Path, results: dict[str, Any]) -> None:
@@ -104,9 +151,11 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
             values = json.loads(line)
-            metrics.append({key: float(values[key]) for key in METRICS_KEYS})
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise FastcifarError(f"{path} is damaged: line {number} is no epoch's metrics") from error
+        except (ValueError, RecursionError):
+            values = None
+        if not is_metrics(values):
+            raise FastcifarError(f"{path} is damaged: line {number} is no epoch's metrics")
+        metrics.append({key: float(values[key]) for key in METRICS_KEYS})
     if not metrics:
         raise FastcifarError(f"{path} has no lines: the run finished no epoch")
     return metrics
@@ -141,8 +190,8 @@ def read_predictions(run_dir: Path) -> Predictions:
     """
     path = run_dir / PREDICTIONS
     try:
-        with np.load(path, allow_pickle=False) as file:
-            images, labels, logits = file["images"], file["labels"], file["logits"]
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # numpy leaves a bad file open
+            images, labels, logits = arrays["images"], arrays["labels"], arrays["logits"]
     except FileNotFoundError as error:
         raise FastcifarError(f"{path} is missing: the run was not finished") from error
     except Exception as error:  # a damaged archive raises whatever its parser meets

@@ -2,7 +2,7 @@
 
 import os
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 
 from fastcifar import cifar10
 from fastcifar.errors import FastcifarError
-from fastcifar.recipes import Recipe
+from fastcifar.recipes import RECIPES, Recipe
 from fastcifar.runs import describe_cpu
 
 
@@ -30,6 +30,7 @@ class Settings:
         num_workers: FFCV's threads, for the streamed loader.
         train_images: of the training set, the first of a fixed permutation.
         eval_images: of val and of test each, likewise.
+        deterministic: whether only algorithms are used that give the same bits each time.
     """
 
     recipe: Recipe
@@ -42,6 +43,7 @@ class Settings:
     num_workers: int
     train_images: int
     eval_images: int
+    deterministic: bool
 
     def as_config(self) -> dict[str, Any]:
         """For `config.json`: `recipe` by name, its fields beside it."""
@@ -62,6 +64,7 @@ def resolve_settings(
     loader: str = "resident",
     precision: str = "auto",
     compile: bool | None = None,  # noqa: A002 (torch's own word for it)
+    deterministic: bool = False,
 ) -> Settings:
     """Check a run's choices, and make those left open.
 
@@ -76,6 +79,7 @@ def resolve_settings(
         loader: "resident" or "streamed".
         precision: "auto" takes bf16 where the hardware is fast at it.
         compile: None compiles on CUDA only: on a CPU it costs half a minute and gains nothing.
+        deterministic: see `Settings`.
 
     Raises:
         FastcifarError: a choice is impossible.
@@ -101,11 +105,47 @@ def resolve_settings(
         compile=is_cuda if compile is None else compile,
         loader=loader,
         num_threads=torch.get_num_threads(),
-        num_workers=len(os.sched_getaffinity(0)),  # FFCV refuses more
+        num_workers=_count_cpus(),
         train_images=num_train,
         eval_images=num_eval,
+        deterministic=deterministic,
     )
 
+
+def restore_settings(config: Any) -> Settings:
+    """The settings that `as_config` gave, for a run that goes on here.
+
+    Raises:
+        FastcifarError: they are damaged, the device is not there, or the recipe of that name is another one now.
+    """
+    try:
+        values = dict(config)
+        recipe = Recipe(name=values.pop("recipe"), **{
+            field.name: values.pop(field.name) for field in fields(Recipe) if field.name != "name"
+        })  # fmt: skip
+        settings = Settings(recipe=recipe, **values)
+        _check_types(recipe)
+        _check_types(settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FastcifarError("the settings in its checkpoint are damaged, or of another version") from error
+    if recipe.name in RECIPES:
+        known = RECIPES[recipe.name].with_epochs(recipe.epochs)
+        if recipe != replace(known, batch_size=recipe.batch_size, seed=recipe.seed):
+            raise FastcifarError(f"the recipe {recipe.name} is another one in this version")
+    _resolve_device(settings.device)
+    return replace(settings, num_workers=_count_cpus())  # which does not change the result
+
+
+def _check_types(instance: Any) -> None:
+    """Raise TypeError unless every simple field holds its declared type."""
+    for field in fields(instance):
+        value = getattr(instance, field.name)
+        if field.type in (int, float, str, bool) and type(value) is not field.type:
+            raise TypeError(field.name)
+
+
+def _count_cpus() -> int:
+    return len(os.sched_getaffinity(0))  # FFCV refuses more threads
 
 def _within(name: str, value: int, least: int, most: int, why: str = "") -> int:
     if not least <= value <= most:

@@ -3,29 +3,27 @@
 import contextlib
 import math
 import os
-import signal
 import statistics
-import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastcifar import cifar10, runs
+from fastcifar import runs
 from fastcifar.augment import build_geometry, choose_subset, draw_params
-from fastcifar.checkpoint import save_checkpoint
 from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.evaluate import compute_logits, loss_and_accuracy
 from fastcifar.host_memory import freed_memory_kept
 from fastcifar.loader import EpochPlanner, Loader, ResidentLoader, StreamedLoader
 from fastcifar.prepare import Split, beton_path, load_train, load_val_and_test
-from fastcifar.settings import Settings
+from fastcifar.record import Record, read_last
+from fastcifar.settings import Settings, restore_settings
+from fastcifar.stop_signals import StopSignals
 from fastcifar.trainer import Trainer
-
-_CHECKPOINT_INTERVAL_S = 10.0
 
 
 class Observer(Protocol):
@@ -90,16 +88,64 @@ def train(settings: Settings, data_dir: Path, out: Path | None, observer: Observ
             no number any more.
         Interrupted: SIGINT or SIGTERM came; the last finished epoch is saved.
     """
-    is_cpu = settings.device == "cpu"
+    with _on_device(settings):
+        parts = _Parts(settings, data_dir, observer)
+        with runs.new_run_dir(out, settings.recipe.name) as run_dir:
+            return run_dir, _train(parts, data_dir, run_dir, observer, None)
+
+
+def resume(run_dir: Path, data_dir: Path | None, observer: Observer) -> tuple[Settings, dict[str, Any]]:
+    """Go on with a run that was stopped, with its own settings, from its last checkpoint.
+
+    On a CPU of the same kind with the same torch, the weights and metrics are, to the last bit, those of the run that
+    was never stopped.
+
+    Args:
+        run_dir: of a run that is not finished.
+        data_dir: a folder that `prepare` filled; None for the one it was begun with.
+        observer: is told how it goes.
+
+    Returns:
+        The run's settings, and what its `results.json` holds.
+
+    Raises:
+        FastcifarError: as `train`, and where the run cannot go on here.
+        Interrupted: as `train`.
+    """
+    with runs.interrupted_run_dir(run_dir):
+        checkpoint = read_last(run_dir)
+        try:
+            settings = restore_settings(checkpoint["settings"])
+        except FastcifarError as error:
+            raise FastcifarError(f"cannot resume {run_dir}: {error}") from error
+        data_dir = Path(checkpoint["data_dir"]) if data_dir is None else data_dir
+        with _on_device(settings):
+            parts = _Parts(settings, data_dir, observer)
+            return settings, _train(parts, data_dir, run_dir, observer, checkpoint)
+
+
+@contextlib.contextmanager
+def _on_device(settings: Settings) -> Iterator[None]:
+    """Set torch up for a run; what it lacks in memory is an error of one line."""
+    device = torch.device(settings.device)
+    torch.set_num_threads(settings.num_threads)
+    if settings.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(settings.deterministic)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = not settings.deterministic  # every training batch has the same shape
     try:
-        with freed_memory_kept() if is_cpu else contextlib.nullcontext():
-            return _train(settings, data_dir, out, observer)
+        with freed_memory_kept() if device.type == "cpu" else contextlib.nullcontext():
+            yield
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         raise FastcifarError(
             f"{settings.device_name} has too little memory free: try a smaller --batch-size, or --loader streamed"
         ) from error
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -107,33 +153,39 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _train(settings: Settings, data_dir: Path, out: Path | None, observer: Observer) -> tuple[Path, dict[str, Any]]:
-    start = time.perf_counter()
-    recipe, device = settings.recipe, torch.device(settings.device)
-    torch.set_num_threads(settings.num_threads)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # every training batch has the same shape
-    observer.note(f"reading and checking {data_dir}")
-    loader = _build_loader(settings, data_dir, device)
-    val, test = (_EvalSet(split, settings, device) for split in load_val_and_test(data_dir))
-    trainer = Trainer(recipe, device, precision=settings.precision, compile=settings.compile)
-    run_dir = runs.create_run_dir(out, recipe.name)
-    runs.write_config(run_dir, settings.as_config())
+class _Parts:
+    """What a run works with: the loader, the two splits to evaluate on, and the trainer."""
+
+    def __init__(self, settings: Settings, data_dir: Path, observer: Observer) -> None:
+        device = torch.device(settings.device)
+        observer.note(f"reading and checking {data_dir}")
+        self.settings = settings
+        self.loader = _build_loader(settings, data_dir, device)
+        self.val, self.test = (_EvalSet(split, settings, device) for split in load_val_and_test(data_dir))
+        self.trainer = Trainer(settings.recipe, device, precision=settings.precision, compile=settings.compile)
+
+
+def _train(
+    parts: _Parts, data_dir: Path, run_dir: Path, observer: Observer, checkpoint: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Train what is left of a run; returns what its `results.json` holds."""
+    settings, trainer, loader, val = parts.settings, parts.trainer, parts.loader, parts.val
+    recipe = settings.recipe
+    record = Record(settings, data_dir, run_dir, trainer, checkpoint)
+    first_epoch = len(record.metrics)
     if settings.compile:
         observer.note("compiling the step and the evaluation (about a minute, less when it is cached)")
         observer.note(f"compiled in {_warm_up(trainer, loader, val):.0f} s")
-
-    record = _Record(settings, run_dir, trainer)
     observer.begin(recipe.epochs, loader.num_steps, recipe.batch_size)
-    with _StopSignals() as signals:
+    with StopSignals() as signals:
 
         def stop_if_told() -> None:
             if signals.received is not None:
-                raise Interrupted(signals.received, record.describe())
+                raise Interrupted(signals.received, f"{record.describe()}; {record.remedy()}")
 
         with record:
-            for epoch in range(recipe.epochs):
+            runs.write_config(run_dir, settings.as_config(), resumed_at=None if checkpoint is None else first_epoch)
+            for epoch in range(first_epoch, recipe.epochs):
                 epoch_start = time.perf_counter()
                 lr = trainer.optimizer.param_groups[0]["lr"]
 
@@ -145,8 +197,10 @@ def _train(settings: Settings, data_dir: Path, out: Path | None, observer: Obser
                 train_seconds = time.perf_counter() - epoch_start
                 val_loss, val_accuracy = loss_and_accuracy(val.logits(trainer), val.labels)
                 if not math.isfinite(train_loss + val_loss):
+                    bad_step = trainer.first_bad_step()
+                    where = "the validation" if bad_step is None else f"step {bad_step + 1}"
                     raise FastcifarError(
-                        f"the loss is no finite number any more in epoch {epoch + 1}: {record.describe()}"
+                        f"the loss is no finite number any more in {where} of epoch {epoch + 1}: {record.describe()}"
                     )
                 metrics = {
                     "epoch": epoch,
@@ -164,13 +218,13 @@ def _train(settings: Settings, data_dir: Path, out: Path | None, observer: Obser
                     stop_if_told()
         signals.answer = "finishing the evaluation"
         observer.note("evaluating on the test split")
-        results = _evaluate_checkpoints(record, trainer, val, test, run_dir)
-        results["seconds"] = time.perf_counter() - start
-        runs.write_results(run_dir, results)
+        results = _evaluate_checkpoints(record, parts, run_dir)
         from fastcifar.charts import draw_charts  # a second for matplotlib, which no step needs
 
+        results["seconds"] = record.seconds
         draw_charts(run_dir)
-    return run_dir, results
+        runs.write_results(run_dir, results)  # last: with it the run is finished
+    return results
 
 
 def _warm_up(trainer: Trainer, loader: Loader, val: _EvalSet) -> float:
@@ -212,62 +266,9 @@ def _build_loader(settings: Settings, data_dir: Path, device: torch.device) -> L
     return ResidentLoader(images, labels, planner_on(device), compile=settings.compile)
 
 
-class _Record:
-    """What a run leaves on the disk while it trains: metrics lines and checkpoints.
-
-    Checkpoints are written at an epoch's end, but at most every ten seconds, and on leaving, however that happens.
-    """
-
-    def __init__(self, settings: Settings, run_dir: Path, trainer: Trainer) -> None:
-        self.best: dict[str, Any] = {}
-        self.metrics: list[dict[str, Any]] = []
-        self._trainer, self._run_dir = trainer, run_dir
-        self._common = {
-            "settings": settings.as_config(),
-            "normalisation": {"mean": list(settings.recipe.mean), "std": list(settings.recipe.std)},
-            "data": dict(cifar10.CONTENT.digests),
-        }
-        self._unsaved: dict[str, Any] | None = None
-        self._saved_at = -math.inf
-
-    def __enter__(self) -> None:
-        self._unsaved = self._trainer.state()
-        self._save()
-
-    def __exit__(self, *_: object) -> None:
-        self._save()
-
-    def describe(self) -> str:
-        """What of the run is saved once this is left."""
-        if not self.metrics:
-            return f"no epoch was finished, {self._run_dir} holds the untrained model"
-        return f"{len(self.metrics)} finished epochs are saved in {self._run_dir}"
-
-    def finish_epoch(self, metrics: dict[str, Any]) -> None:
-        """Record an epoch that is finished and evaluated."""
-        runs.append_metrics(self._run_dir, metrics)
-        self.metrics.append(metrics)
-        self._unsaved = self._trainer.state()
-        if not self.best or metrics["val_accuracy"] > self.best["val_accuracy"]:
-            self.best = {key: metrics[key] for key in ("epoch", "val_accuracy")} | {"model": self._unsaved["model"]}
-        if time.monotonic() - self._saved_at >= _CHECKPOINT_INTERVAL_S:
-            self._save()
-
-    def _save(self) -> None:
-        if self._unsaved is None:
-            return
-        num_epochs = len(self.metrics)
-        if self.best:
-            save_checkpoint(self._run_dir / runs.BEST, {**self._common, **self.best})
-        last = {**self._common, **self._unsaved, "num_epochs": num_epochs, "best": self.best, "metrics": self.metrics}
-        save_checkpoint(self._run_dir / runs.LAST, last)
-        self._unsaved, self._saved_at = None, time.monotonic()
-
-
-def _evaluate_checkpoints(
-    record: _Record, trainer: Trainer, val: _EvalSet, test: _EvalSet, run_dir: Path
-) -> dict[str, Any]:
+def _evaluate_checkpoints(record: Record, parts: _Parts, run_dir: Path) -> dict[str, Any]:
     """The test split by the last weights and by the best ones, clean and augmented; predictions by the best."""
+    trainer, test = parts.trainer, parts.test
 
     def evaluate(metrics: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
         logits = test.logits(trainer)
@@ -297,33 +298,3 @@ def _evaluate_checkpoints(
         "val_and_test_accuracy": (last["val_accuracy"] + last["test_accuracy"]) / 2,
         "img_per_s": statistics.median(metrics["img_per_s"] for metrics in record.metrics),
     }
-
-
-class _StopSignals:
-    """Notes SIGINT and SIGTERM instead of dying of the first; a second one ends the process at once.
-
-    Attributes:
-        received: the first signal's number, or None.
-        answer: what the first one is answered with.
-    """
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.answer = "stopping after this step"
-        self._former: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python handles signals in no other
-            self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _receive(self, number: int, _: object) -> None:
-        if self.received is not None:
-            os.write(2, b"\x1b[?25h" if os.isatty(2) else b"")  # the progress bar hid the cursor
-            os._exit(128 + number)
-        self.received = number
-        os.write(2, f"{self.answer}; once more: at once\n".encode())

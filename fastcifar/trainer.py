@@ -46,6 +46,8 @@ class Trainer:
         self._captured: CapturedStep | None = None
         self._lr = torch.zeros((), device=device)  # what a captured optimizer reads; set at each epoch's start
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
+        # Steps so far in this epoch, and how many of them came before the first whose loss was no finite number.
+        self._num_steps = torch.zeros(2, dtype=torch.int64, device=device)
         self.forward = torch.compile(self.compute_loss) if compile else self.compute_loss
 
     def _build_optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
@@ -125,11 +127,19 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.totals += torch.stack((loss.detach().double() * len(labels), num_correct.double()))
+        is_finite = loss.detach().isfinite() & (self._num_steps[0] == self._num_steps[1])
+        self._num_steps += torch.stack((torch.ones_like(is_finite), is_finite))
+
+    def first_bad_step(self) -> int | None:
+        """The first step of this epoch, from 0, whose loss was no finite number; waits for the device."""
+        num_steps, num_finite = self._num_steps.tolist()
+        return num_finite if num_finite < num_steps else None
 
     def begin_epoch(self) -> None:
         """Before an epoch's first step: training mode, no totals, the schedule's learning rate on the device."""
         self.model.train()
         self.totals.zero_()
+        self._num_steps.zero_()
         self._lr.fill_(self.optimizer.param_groups[0]["lr"])
 
     def train_epoch(self, loader: Loader, epoch: int, on_step: Callable[[int], None]) -> tuple[float, float]:
@@ -160,6 +170,9 @@ class Trainer:
         """
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, values in self.optimizer.state.items():  # torch itself does not look
+            if any(value.dim() > 0 and value.shape != parameter.shape for value in values.values()):
+                raise ValueError("the optimizer's state does not fit the model")
         self.scheduler.load_state_dict(state["scheduler"])
 
     def state(self) -> dict[str, Any]:

@@ -170,8 +170,7 @@ def write_run(folder: Path, metrics: list[dict[str, float]], predictions: runs.P
     folder.mkdir(parents=True)
     config = {"recipe": "adam89", "epochs": len(metrics), "seed": 7, "precision": "bf16", "device_name": "Some CPU"}
     runs.write_config(folder, config | {"train_images": 4096})
-    for line in metrics:
-        runs.append_metrics(folder, line)
+    runs.write_metrics(folder, metrics)
     runs.write_predictions(folder, predictions)
     return folder
 

@@ -15,7 +15,7 @@ def test_round_trip(tmp_path: Path) -> None:
     save_checkpoint(path, {"model": {"w": torch.arange(3.0)}, "epoch": 4, "settings": {"device": "cpu"}})
     content = load_checkpoint(path)
     assert torch.equal(content.pop("model")["w"], torch.arange(3.0))
-    assert content == {"format": 1, "epoch": 4, "settings": {"device": "cpu"}}
+    assert content == {"format": 2, "epoch": 4, "settings": {"device": "cpu"}}
     assert [file.name for file in tmp_path.iterdir()] == ["x.pt"]
 
 
@@ -49,10 +49,22 @@ class Evil:
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"format": 1, "model": Evil()}, tmp_path / "x.pt")
-    with pytest.raises(FastcifarError, match=r"x\.pt is not a checkpoint, or is damaged"):
+    save_checkpoint(tmp_path / "x.pt", {"model": Evil()})
+    with pytest.raises(FastcifarError, match=r"x\.pt is damaged, or not a fastcifar checkpoint of format 2"):
         load_checkpoint(tmp_path / "x.pt")
     assert not (tmp_path / "evil").exists()
+
+
+class Hungry:
+    def __reduce__(self) -> tuple[object, tuple[int]]:
+        return bytearray, (1 << 40,)
+
+
+def test_a_checkpoint_that_asks_for_memory_is_refused(tmp_path: Path) -> None:
+    """torch's own list of harmless calls has this one."""
+    save_checkpoint(tmp_path / "x.pt", {"model": {}, "x": Hungry()})
+    with pytest.raises(FastcifarError, match="is damaged, or not a fastcifar checkpoint"):
+        load_checkpoint(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, 500, -1])
@@ -60,13 +72,13 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, size: int) -> None:
     path = tmp_path / "x.pt"
     save_checkpoint(path, {"model": {"w": torch.arange(3000.0)}})
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(FastcifarError, match=r"x\.pt is not a checkpoint, or is damaged"):
+    with pytest.raises(FastcifarError, match=r"x\.pt is damaged, or not a fastcifar checkpoint of format 2"):
         load_checkpoint(path)
 
 
 def test_another_format_or_no_file_is_refused(tmp_path: Path) -> None:
     torch.save({"weights": {}}, tmp_path / "x.pt")
-    with pytest.raises(FastcifarError, match=r"x\.pt is not a fastcifar checkpoint of format 1"):
+    with pytest.raises(FastcifarError, match=r"x\.pt is damaged, or not a fastcifar checkpoint of format 2"):
         load_checkpoint(tmp_path / "x.pt")
     with pytest.raises(FastcifarError, match=r"cannot read .*y\.pt: No such file"):
         load_checkpoint(tmp_path / "y.pt")

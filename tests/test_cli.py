@@ -9,8 +9,10 @@ from pathlib import Path
 
 import containers
 import pytest
+from test_train import Listener, run
 
 from fastcifar import cli
+from fastcifar.errors import Interrupted
 
 TESTS = Path(__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "COLUMNS": "80"}
@@ -132,6 +134,43 @@ def test_a_signal_ends_training_cleanly(tiny_data: Path, tmp_path: Path, number:
     assert process.returncode == code
     asked, stopped = err.splitlines()
     assert asked == "stopping after this step; once more: at once"
-    assert re.fullmatch(r"stopped: \d+ finished epochs are saved in run", stopped)
+    saved = r"stopped: \d+ finished epochs are saved in run; go on with `fastcifar train --resume run`"
+    assert re.fullmatch(saved, stopped)
     assert (tmp_path / "run" / "last.pt").exists()
     assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") >= 1
+
+
+def test_verify_says_what_is_sound_and_what_is_not(
+    tiny_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(monkeypatch, capsys, "verify", str(tiny_data))
+    assert (code, err) == (0, "")
+    assert out == f"{tiny_data} is sound: structure, hashes and content of all three files\n"
+    with (tiny_data / "val.beton").open("r+b") as file:
+        file.seek(9_000_000)
+        file.write(b"x")
+    code, _, err = call(monkeypatch, capsys, "verify", str(tiny_data))
+    assert code == 2
+    assert err == (
+        f"Error: {tiny_data}/val.beton is damaged (its file_sha256 is not the manifest's): make it anew with "
+        f"`fastcifar prepare --force --out {tiny_data}`\n"
+    )
+
+
+def test_resume_goes_on_with_the_runs_own_settings(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    listener = Listener()
+    listener.stop_at = (1, 1)
+    with pytest.raises(Interrupted):
+        run(tiny_data, tmp_path / "run", listener)
+    code, _, err = call(monkeypatch, capsys, "train", "--resume", "run", "--epochs", "9")
+    assert (code, err) == (2, "Error: --resume goes on with the run's own settings: leave out --epochs\n")
+    code, out, err = call(monkeypatch, capsys, "train", "--resume", "run")
+    assert (code, err) == (0, "")
+    assert [line.split("  ")[0] for line in out.splitlines() if line.startswith("epoch")] == ["epoch 2/3", "epoch 3/3"]
+    code, _, err = call(monkeypatch, capsys, "train", "--resume", "run")
+    assert (code, err) == (2, "Error: run is finished: there is nothing left to do\n")
+    code, _, err = call(monkeypatch, capsys, *TRAIN, "--out", "run")
+    assert (code, err) == (2, "Error: run is not empty: give a new directory with --out\n")

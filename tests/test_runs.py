@@ -22,8 +22,7 @@ def build_predictions(num_images: int = 4) -> runs.Predictions:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     runs.write_config(tmp_path, CONFIG)
-    runs.append_metrics(tmp_path, LINE)
-    runs.append_metrics(tmp_path, LINE | {"epoch": 1})
+    runs.write_metrics(tmp_path, [LINE, LINE | {"epoch": 1}])
     runs.write_predictions(tmp_path, build_predictions())
     config = runs.read_config(tmp_path)
     assert {key: config[key] for key in CONFIG} == CONFIG
@@ -50,7 +49,7 @@ METRICS_DAMAGES: dict[str, tuple[Damage, str]] = {
 @pytest.mark.parametrize("name", METRICS_DAMAGES)
 def test_damaged_metrics_are_named(tmp_path: Path, name: str) -> None:
     damage, message = METRICS_DAMAGES[name]
-    runs.append_metrics(tmp_path, LINE)
+    runs.write_metrics(tmp_path, [LINE])
     path = tmp_path / "metrics.jsonl"
     damage(path)
     with pytest.raises(FastcifarError) as caught:

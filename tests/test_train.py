@@ -1,8 +1,13 @@
+import gc
 import importlib.metadata
 import json
 import math
 import os
+import resource
+import shutil
 import signal
+import subprocess
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +27,7 @@ from fastcifar.loader import EpochPlanner
 from fastcifar.prepare import load_train, load_val_and_test
 from fastcifar.recipes import get_recipe
 from fastcifar.settings import Settings, resolve_settings
-from fastcifar.train import train
+from fastcifar.train import resume, train
 from fastcifar.trainer import Trainer
 
 
@@ -127,7 +132,8 @@ def test_an_interrupt_keeps_the_last_finished_epoch(tiny_data: Path, tmp_path: P
     out, listener = tmp_path / "run", Listener()
     listener.stop_at = (2, 1)
     handler = signal.getsignal(signal.SIGINT)
-    with pytest.raises(Interrupted, match=rf"2 finished epochs are saved in {out}") as caught:
+    saved = rf"2 finished epochs are saved in {out}; go on with `fastcifar train --resume {out}`"
+    with pytest.raises(Interrupted, match=saved) as caught:
         run(tiny_data, out, listener)
     assert caught.value.signal_number == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is handler
@@ -185,21 +191,24 @@ def test_a_start_that_fails_leaves_no_run(tiny_data: Path, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("where", ["training", "validation"])
+@pytest.mark.parametrize(("bad_step", "where"), [(3, "step 4"), (4, "the validation")])
 def test_a_loss_that_is_no_number_stops_the_run(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad_step: int, where: str
 ) -> None:
     out = tmp_path / "run"
-    real_epoch = Trainer.train_epoch
+    calls: list[int] = []
+    real_step = Trainer.step
 
-    def train_epoch(self: Trainer, loader: Any, epoch: int, on_step: Any) -> tuple[float, float]:
-        loss, accuracy = real_epoch(self, loader, epoch, on_step)
-        if epoch == 1 and where == "validation":  # as the epoch's very last step can leave them
+    def step(self: Trainer, images: Tensor, labels: Tensor) -> None:
+        calls.append(len(calls))
+        if calls[-1] == 5 + bad_step and where != "the validation":
             self.model.backbone.fc.bias.data.fill_(math.nan)
-        return (math.nan if epoch == 1 and where == "training" else loss), accuracy
+        real_step(self, images, labels)
+        if calls[-1] == 5 + bad_step:  # as the epoch's very last step can leave them
+            self.model.backbone.fc.bias.data.fill_(math.nan)
 
-    monkeypatch.setattr(Trainer, "train_epoch", train_epoch)
-    with pytest.raises(FastcifarError, match=rf"no finite number any more in epoch 2: 1 finished epochs .* {out}"):
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(FastcifarError, match=rf"no finite number any more in {where} of epoch 2: 1 finished .* {out}"):
         run(tiny_data, out)
     last = load_checkpoint(out / "last.pt")
     assert last["num_epochs"] == len(read_metrics(out)) == 1
@@ -208,17 +217,34 @@ def test_a_loss_that_is_no_number_stops_the_run(
 
 def test_an_existing_run_is_never_overwritten(tiny_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    runs.create_run_dir(out, "adam89")
-    with pytest.raises(FastcifarError, match=rf"{out} is not empty: give a new directory with --out"):
+    run(tiny_data, out, epochs=1)
+    with pytest.raises(FastcifarError, match=rf"{out} is not empty: give a new directory with --out$"):
         run(tiny_data, out)
+    (out / "results.json").unlink()
+    with pytest.raises(FastcifarError, match=rf"{out} is not empty: .* --out, or go on with --resume {out}$"):
+        run(tiny_data, out)
+
+
+def test_two_runs_at_one_directory_are_refused(tiny_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with runs.new_run_dir(out, "adam89"), pytest.raises(FastcifarError, match=rf"{out} belongs to another run"):
+        run(tiny_data, out)
+
+
+def test_what_a_run_left_that_was_killed_as_it_began_is_in_nobodys_way(tiny_data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / ".last.pt.12345.tmp").write_bytes(b"half a checkpoint")
+    run(tiny_data, out, epochs=1)
+    assert not (out / ".last.pt.12345.tmp").exists()
 
 
 def test_the_default_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    path = runs.create_run_dir(None, "sgd92")
-    assert path.parent == Path("runs")
-    assert path.name.startswith("sgd92-2")
-    assert path.is_dir()
+    with runs.new_run_dir(None, "sgd92") as path:
+        assert path.parent == Path("runs")
+        assert path.name.startswith("sgd92-2")
+        assert path.is_dir()
 
 
 def test_a_subset_is_the_fixed_choice(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,6 +265,58 @@ def test_a_subset_is_the_fixed_choice(tiny_data: Path, tmp_path: Path, monkeypat
     np.testing.assert_array_equal(predictions.images, test.images[chosen])
     np.testing.assert_array_equal(predictions.labels, test.labels[chosen])
     assert results["num_test_images"] == 4
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_two_runs_are_equal_to_the_last_bit(tiny_data: Path, tmp_path: Path, deterministic: bool) -> None:
+    """On a CPU with or without --deterministic; torch's own switch is on while it trains, and off again after."""
+    seen = []
+
+    class Curious(Listener):
+        def step(self, epoch: int, step: int) -> None:
+            seen.append(torch.are_deterministic_algorithms_enabled())
+
+    weights = []
+    for name in ("first", "second"):
+        run(tiny_data, tmp_path / name, Curious(), precision="bf16", epochs=2, deterministic=deterministic)
+        weights.append(load_checkpoint(tmp_path / name / "last.pt")["model"])
+    assert set(seen) == {deterministic}
+    assert not torch.are_deterministic_algorithms_enabled()
+    for key, value in weights[0].items():
+        assert torch.equal(value, weights[1][key]), key
+
+
+def test_many_trainings_in_one_process_leak_neither_threads_nor_memory(tiny_data: Path, tmp_path: Path) -> None:
+    def resident_mib() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+    seen = []
+    for number in range(6):
+        run(tiny_data, tmp_path / str(number), epochs=1, train_images=8, loader=("resident", "streamed")[number % 2])
+        gc.collect()
+        seen.append((threading.active_count(), resident_mib()))
+    assert seen[-1][0] == seen[1][0]
+    assert seen[-1][1] < seen[1][1] + 100  # a model with its optimizer's state and best weights takes 170 MiB
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_elsewhere(tiny_data: Path, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", small], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("only root can mount a small disk")
+    try:
+        out = small / "run"
+        with pytest.raises(FastcifarError, match=rf"cannot write {out}/(best|last)\.pt: No space left on device"):
+            run(tiny_data, out)
+        assert load_checkpoint(out / "last.pt")["num_epochs"] == 0  # the one before is whole
+        assert not [path for path in out.iterdir() if path.name.endswith(".tmp")]
+        shutil.copytree(out, tmp_path / "run")
+        with pytest.raises(FastcifarError, match="No space left on device"):
+            resume(out, None, Listener())
+    finally:
+        subprocess.run(["umount", small], check=True)
+    assert resume(tmp_path / "run", None, Listener())[1]["last"]["epoch"] == 2
 
 
 def test_a_failing_compiler_is_one_line(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,36 @@
+"""SIGINT and SIGTERM as a wish to stop, which a run grants at its next step."""
+
+import os
+import signal
+import threading
+from typing import Any, Self
+
+
+class StopSignals:
+    """Notes SIGINT and SIGTERM instead of dying of the first; a second one ends the process at once.
+
+    Attributes:
+        received: the first signal's number, or None.
+        answer: what the first one is answered with.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.answer = "stopping after this step"
+        self._former: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python handles signals in no other
+            self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, _: object) -> None:
+        if self.received is not None:
+            os.write(2, b"\x1b[?25h" if os.isatty(2) else b"")  # the progress bar hid the cursor
+            os._exit(128 + number)
+        self.received = number
+        os.write(2, f"{self.answer}; once more: at once\n".encode())

@@ -1,0 +1,381 @@
+"""Random damage to every file that is read back: it is refused in one line, or what is read is the original.
+
+Each damage has its own seed, which the message of a failure names. `pytest -o log_cli_level=INFO -o log_cli=true`
+shows how many of each kind were refused and how many were harmless.
+"""
+
+import copy
+import gzip
+import io
+import json
+import logging
+import os
+import pickle
+import time
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import containers
+import numpy as np
+import pytest
+import torch
+from containers import NUM_TEST, NUM_TRAIN, TEST_IMAGES, TEST_LABELS
+
+from fastcifar import beton, cifar10, runs
+from fastcifar.checkpoint import load_checkpoint, save_checkpoint, seal
+from fastcifar.cifar10 import SPLITS, SplitName
+from fastcifar.errors import FastcifarError
+from fastcifar.prepare import Split, beton_path, load_train, load_val_and_test, verify
+from fastcifar.record import read_last
+
+Item = TypeVar("Item")
+Rng = np.random.Generator
+Damaged = tuple[str, bytes]  # the kind of the damage, and the file
+
+PREPARE_AGAIN = "fastcifar prepare --force"
+MAX_SECONDS = 10.0  # for one damaged file
+MAX_MEMORY = 200 << 20  # bytes to read it; the three .beton files are 50 MB
+PAGE = 1 << 23  # the size of a .beton file's pages
+
+NESTED: list[Any] = []
+for _ in range(300):
+    NESTED = [NESTED]
+ODD_VALUES: tuple[Any, ...] = (
+    None, True, False, 0, 1, 10, -1, 1.0, 1e308, 10**400, float("nan"), float("inf"), "", "1", "00" * 40, "\ud800", [],
+    [1], {}, {"format": 1}, NESTED,
+)  # fmt: skip
+
+
+def many(quick: int, slow: int) -> pytest.MarkDecorator:
+    """Run a test with a small number of damages, and with a large one if slow tests are asked for."""
+    return pytest.mark.parametrize("num_damages", [quick, pytest.param(slow, marks=pytest.mark.slow)])
+
+
+def check_damages(
+    path: Path, num_damages: int, damage: Callable[[Rng], Damaged], read: Callable[[], Item],
+    is_right: Callable[[Item], bool], remedy: str = "", others: Sequence[Path] = (),
+) -> None:  # fmt: skip
+    """Damage a file again and again: an error names it (or one of the others) and the remedy, or content is right."""
+    refused, harmless, broken = Counter[str](), Counter[str](), []
+    for seed in range(num_damages):
+        kind, damaged = damage(np.random.default_rng([seed, *path.name.encode()]))
+        with path.open("r+b") as file:  # in place: replacing a file makes some file systems flush it
+            file.write(damaged)
+            file.truncate()
+        wrong = ""
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of memory is taken from here on
+        memory_before, start = memory("VmRSS"), time.monotonic()
+        try:
+            right = is_right(read())
+        except FastcifarError as error:
+            refused[kind] += 1
+            message = str(error)
+            if "\n" in message or remedy not in message or not any(str(name) in message for name in (path, *others)):
+                wrong = f"refused with {message!r}"
+        except Exception as error:  # no other may come out
+            wrong = repr(error)
+        else:
+            harmless[kind] += 1
+            wrong = "" if right else "accepted with other content"
+        seconds, peak = time.monotonic() - start, memory("VmHWM") - memory_before
+        if wrong or seconds > MAX_SECONDS or peak > MAX_MEMORY:
+            broken.append(f"{kind}, seed {seed}: {wrong} ({seconds:.1f} s, {peak >> 20} MiB)")
+    for kind in sorted({*refused, *harmless}):
+        logging.info("%s, %s: %d refused, %d harmless", path.name, kind, refused[kind], harmless[kind])
+    assert not broken, f"{len(broken)} of {num_damages} broke a promise:\n" + "\n".join(broken)
+
+
+def memory(name: str) -> int:
+    """A value of this process's memory in bytes, by its name in /proc/self/status."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith(name))
+
+
+def pick(rng: Rng, items: Sequence[Item]) -> Item:
+    return items[int(rng.integers(len(items)))]
+
+
+def damage_bytes(
+    rng: Rng, content: bytes, parts: Sequence[tuple[int, int]] = (), replacements: Sequence[bytes] = ()
+) -> Damaged:
+    """Damage a file in one of its parts, (start, end) each; without any, more often near its start and end."""
+    size = len(content)
+    low, high = pick(rng, parts or [(0, min(size, 100)), (0, size), (max(size - 1000, 0), size)])
+    kinds = ["bits flipped"] * 3 + ["cut", "appended", "zeroed", "copied", "interrupted"]
+    kind = pick(rng, kinds + ["replaced"] * bool(replacements))
+    if kind == "replaced":
+        return kind, pick(rng, replacements)
+    if kind == "appended" or low == high:
+        return "appended", content + (rng.bytes(int(rng.integers(1, 5000))) if rng.random() < 0.5 else content[-low:])
+    damaged = bytearray(content)
+    start, length = int(rng.integers(low, high)), int(2 ** rng.uniform(0, 20))
+    if kind == "bits flipped":
+        for position in rng.integers(low, high, rng.integers(1, 9)):
+            damaged[position] ^= 1 << int(rng.integers(8))
+    elif kind == "cut":
+        del damaged[start:]
+    elif kind == "zeroed":
+        damaged[start : start + length] = bytes(min(length, size - start))
+    elif kind == "copied":
+        source = int(rng.integers(*pick(rng, parts))) if parts else int(rng.integers(size))
+        length = min(length, size - max(start, source))
+        damaged[start : start + length] = content[source : source + length]
+    else:  # interrupted: the file has its size already, but not all of its content
+        damaged[start:] = bytes(size - start)
+    return kind, bytes(damaged)
+
+
+def damage_tree(rng: Rng, tree: Any, odd_values: Sequence[Any] = ODD_VALUES) -> tuple[str, Any]:
+    """Damage nested dicts and lists in one place."""
+    def places(node: Any) -> Iterator[tuple[Any, Any]]:
+        for key in list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
+            yield node, key
+            yield from places(node[key])
+
+    damaged = copy.deepcopy(tree)
+    everywhere = list(places(damaged))
+    (node, key), (other, other_key) = pick(rng, everywhere), pick(rng, everywhere)
+    kind = pick(rng, ["key dropped", "key added", "value copied", "text edited", "value retyped", "value retyped"])
+    if kind == "key dropped":
+        del node[key]
+    elif kind == "key added" and isinstance(node, dict):
+        node[f"{key} more"] = pick(rng, odd_values)
+    elif kind == "value copied":
+        node[key] = copy.deepcopy(other[other_key])
+    elif kind == "text edited" and isinstance(node[key], str) and node[key]:
+        position = int(rng.integers(len(node[key])))
+        node[key] = node[key][:position] + pick(rng, "0123456789abcdef") + node[key][position + 1 :]
+    else:
+        kind, node[key] = "value retyped", pick(rng, odd_values)
+    return kind, damaged
+
+
+def are_same(a: Any, b: Any) -> bool:
+    """Whether values and their types are equal, and the bits of tensors."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, torch.Tensor):
+        bits = [tensor.reshape(-1).view(torch.uint8) for tensor in (a, b)]
+        return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*bits)
+    if isinstance(a, np.ndarray):
+        return bool(a.dtype == b.dtype and np.array_equal(a, b))
+    if isinstance(a, Split | runs.Predictions):
+        return are_same(vars(a), vars(b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(are_same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(are_same, a, b))
+    return bool(a == b)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@many(40, 800)
+def test_beton_files(tiny_data: Path, split: SplitName, num_damages: int) -> None:
+    def read() -> list[Split]:
+        return [load_train(tiny_data)] if split == "train" else list(load_val_and_test(tiny_data))
+
+    def is_well_formed(found: tuple[Any, Any]) -> bool:
+        formats = [(array.shape, array.dtype) for array in found]
+        return formats == [((num_images, 32, 32, 3), np.uint8), ((num_images,), np.uint8)]
+
+    path, original = beton_path(tiny_data, split), read()
+    content = path.read_bytes()
+    num_images = NUM_TRAIN if split == "train" else NUM_TEST // 2
+    samples = 24 + 2 * 1041  # after the header and two fields' descriptors
+    samples_end, pixels_end = samples + num_images * 24, PAGE + num_images * 3072
+    parts = [(0, 24), (24, samples), (samples, samples_end), (samples_end, PAGE), (PAGE, pixels_end),
+             (pixels_end, 2 * PAGE), (2 * PAGE, len(content)), (0, len(content))]  # fmt: skip
+    foreign = [b"", b"text", containers.png(TEST_IMAGES[0]), gzip.compress(b"text")]
+    foreign += [beton_path(tiny_data, other).read_bytes() for other in SPLITS if other != split]
+
+    def damage(rng: Rng) -> Damaged:
+        return damage_bytes(rng, content, parts, foreign)
+
+    check_damages(path, num_damages, damage, read, lambda found: are_same(found, original), PREPARE_AGAIN)
+    check_damages(
+        path, num_damages, damage, lambda: beton.parse(np.fromfile(path, np.uint8), path, num_images), is_well_formed,
+        PREPARE_AGAIN,
+    )  # fmt: skip
+
+
+@many(80, 800)
+def test_manifests(tiny_data: Path, num_damages: int) -> None:
+    def read() -> list[Split]:
+        verify(tiny_data)
+        return [load_train(tiny_data), *load_val_and_test(tiny_data)]
+
+    path, original = tiny_data / "manifest.json", read()
+    content = path.read_bytes()
+    manifest = json.loads(content)
+    foreign = [b"", b"[" * 100_000, b"9" * 5000, b"\xff\xfe{}", b"\xef\xbb\xbf" + content, b"NaN", b"[]", bytes(500)]
+
+    def damage(rng: Rng) -> Damaged:
+        how = pick(rng, ["bytes", "bytes", "tree", "tree", "tree", "key twice", "other mask"])
+        if how == "bytes":
+            return damage_bytes(rng, content, replacements=foreign)
+        if how == "key twice":
+            again = f', "{pick(rng, list(manifest))}": {json.dumps(pick(rng, ODD_VALUES))}}}'
+            return how, content.rstrip()[:-1] + again.encode()
+        if how == "other mask":
+            mask = np.packbits(rng.permutation(NUM_TEST) < NUM_TEST // 2).tobytes().hex()
+            return how, json.dumps(manifest | {"val_mask": mask}).encode()
+        kind, tree = damage_tree(rng, manifest)
+        return kind, json.dumps(tree).encode()
+
+    beton_files = [beton_path(tiny_data, split) for split in SPLITS]
+    check_damages(
+        path, num_damages, damage, read, lambda found: are_same(found, original), PREPARE_AGAIN, beton_files
+    )
+
+
+class Call:
+    """Its pickle calls a function."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.call
+
+
+CALLS = [Call(os.system, "touch called"), Call(exec, "open('called', 'w')"), Call(open, "called", "w"),
+         Call(bytearray, 1 << 30)]  # fmt: skip
+
+
+def damage_archive(rng: Rng, content: bytes) -> Damaged:
+    """Write a checkpoint anew with other entries: every CRC fits, and where it matters the digest too."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = [(name, archive.read(name)) for name in archive.namelist()]
+    first, second = (int(i) for i in rng.permutation(len(entries))[:2])
+    (name, data), (other_name, other_data) = entries[first], entries[second]
+    kind = pick(rng, ["compressed", "entries swapped", "name twice", "call"])
+    if kind == "entries swapped":
+        entries[first], entries[second] = (name, other_data), (other_name, data)
+    elif kind == "name twice":
+        entries.insert(int(rng.integers(len(entries) + 1)), (name, damage_bytes(rng, data)[1]))
+    elif kind == "call":
+        called = pickle.dumps({"format": 2, "model": {"w": pick(rng, CALLS)}}, protocol=2, fix_imports=False)
+        entries = [(name, called if name.endswith("data.pkl") else data) for name, data in entries]
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a name that is there twice
+        for i, (name, data) in enumerate(entries):
+            archive.writestr(name, data, zipfile.ZIP_DEFLATED if (kind, i) == ("compressed", first) else None)
+    if kind in ("compressed", "call"):
+        seal(out)  # refused by a digest that fits, too: what they hold is dangerous, not only wrong
+    return kind, out.getvalue()
+
+
+METRICS = [dict.fromkeys(runs.METRICS_KEYS, 0.25 + epoch) | {"epoch": epoch} for epoch in range(3)]
+
+
+@many(100, 1500)
+def test_checkpoints(tmp_path: Path, num_damages: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, weights = tmp_path / "x.pt", torch.arange(27.0).reshape(3, 3, 3)
+    model = {"a": weights, "b": -weights, "c": weights.bfloat16(), "n": torch.tensor(7), "none": torch.zeros(0, 3)}
+    save_checkpoint(path, {"model": model, "settings": {"recipe": {"lr": 0.1, "mean": [0.5]}}, "metrics": METRICS})
+    content, original = path.read_bytes(), load_checkpoint(path)
+    foreign = [b"", b"text", pickle.dumps(CALLS[0]), gzip.compress(content), b"text" + content]
+
+    def damage(rng: Rng) -> Damaged:
+        how = pick(rng, ["bytes", "archive", "twice", "followed by a sound one"])
+        if how == "archive":
+            return damage_archive(rng, content)
+        kind, damaged = damage_bytes(rng, content, replacements=foreign)
+        if how == "twice":
+            return how, damage_bytes(rng, damaged)[1]
+        return (how, damaged + content) if how == "followed by a sound one" else (kind, damaged)
+
+    check_damages(path, num_damages, damage, lambda: load_checkpoint(path), lambda found: are_same(found, original))
+    assert not (tmp_path / "called").exists()
+
+
+def is_sound_last(content: dict[str, Any]) -> bool:
+    """Whether each field that `read_last` checks is as `Record` writes it."""
+    metrics, best = content.get("metrics"), content.get("best")
+    if not (isinstance(metrics, list) and isinstance(best, dict) and all(isinstance(line, dict) for line in metrics)):
+        return False
+    accuracy = type(best.get("val_accuracy")) in (int, float)
+    return (
+        are_same(content.get("data"), dict(cifar10.CONTENT.digests))
+        and [type(content.get(key)) for key in ("num_epochs", "seconds", "data_dir")] == [int, float, str]
+        and content["num_epochs"] == len(metrics)
+        and all(type(line.get(key)) in (int, float) for line in metrics for key in runs.METRICS_KEYS)
+        and [line["epoch"] for line in metrics] == list(range(len(metrics)))
+        and set(best) == ({"epoch", "val_accuracy", "model"} if metrics else set())
+        and (not best or (type(best["epoch"]) is int and accuracy and isinstance(best["model"], dict)))
+    )
+
+
+@pytest.mark.parametrize("num_epochs", [0, 3])
+@many(100, 1500)
+def test_fields_of_a_last_checkpoint(tmp_path: Path, num_epochs: int, num_damages: int) -> None:
+    model = {"w": torch.arange(4.0)}
+    last: dict[str, Any] = {
+        "format": 2, "model": model, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        "scheduler": {"last_epoch": num_epochs}, "settings": {"epochs": 5}, "data": dict(cifar10.CONTENT.digests),
+        "normalisation": {"mean": [0.5], "std": [0.5]}, "data_dir": "/data", "num_epochs": num_epochs,
+        "metrics": METRICS[:num_epochs], "seconds": 1.5,
+        "best": {"epoch": 2, "val_accuracy": 2.25, "model": model} if num_epochs else {},
+    }  # fmt: skip
+    odd_values = [*ODD_VALUES, torch.tensor(3), torch.zeros(2), model, METRICS, METRICS[:1]]
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, last)
+    assert are_same(read_last(tmp_path), last)
+    assert is_sound_last(last)
+
+    def damage(rng: Rng) -> Damaged:
+        kind, damaged = damage_tree(rng, last, odd_values)
+        out = io.BytesIO()
+        torch.save(damaged, out)
+        seal(out)
+        return kind, out.getvalue()
+
+    check_damages(path, num_damages, damage, lambda: read_last(tmp_path), is_sound_last)
+
+
+PREDICTIONS = runs.Predictions(TEST_IMAGES, TEST_LABELS, np.linspace(-3, 3, NUM_TEST * 10, dtype="f4").reshape(-1, 10))
+CONFIG = {"recipe": "sgd92", "epochs": 70, "seed": 42, "precision": "bf16", "device_name": "x", "train_images": 50_000}
+
+
+@many(100, 1500)
+def test_metrics(tmp_path: Path, num_damages: int) -> None:
+    runs.write_metrics(tmp_path, METRICS)
+    content = (tmp_path / runs.METRICS).read_bytes()
+
+    def damage(rng: Rng) -> Damaged:
+        if rng.random() < 0.5:
+            return damage_bytes(rng, content)
+        kind, tree = damage_tree(rng, METRICS)
+        return kind, "".join(json.dumps(line) + "\n" for line in tree).encode()
+
+    def is_right(found: list[dict[str, float]]) -> bool:
+        formats = [[(key, type(value)) for key, value in line.items()] for line in found]
+        return formats == [[(key, float) for key in runs.METRICS_KEYS]] * len(found)
+
+    check_damages(tmp_path / runs.METRICS, num_damages, damage, lambda: runs.read_metrics(tmp_path), is_right)
+
+
+@many(100, 1500)
+def test_configurations(tmp_path: Path, num_damages: int) -> None:
+    runs.write_config(tmp_path, CONFIG)
+    content = (tmp_path / runs.CONFIG).read_bytes()
+    check_damages(
+        tmp_path / runs.CONFIG, num_damages, lambda rng: damage_bytes(rng, content), lambda: runs.read_config(tmp_path),
+        lambda found: all(type(found[key]) is type(CONFIG[key]) for key in runs.CONFIG_KEYS),
+    )  # fmt: skip
+
+
+@many(100, 1500)
+def test_predictions(tmp_path: Path, num_damages: int) -> None:
+    runs.write_predictions(tmp_path, PREDICTIONS)
+    content = (tmp_path / runs.PREDICTIONS).read_bytes()
+    check_damages(
+        tmp_path / runs.PREDICTIONS, num_damages, lambda rng: damage_bytes(rng, content),
+        lambda: runs.read_predictions(tmp_path), lambda found: are_same(found, PREDICTIONS),
+    )  # fmt: skip

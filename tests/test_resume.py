@@ -1,0 +1,144 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from killed_runs import assert_same_run
+from test_train import Listener, run, tiny_settings
+
+from fastcifar import runs
+from fastcifar.checkpoint import load_checkpoint, save_checkpoint
+from fastcifar.errors import FastcifarError, Interrupted
+from fastcifar.train import resume
+
+TESTS = Path(__file__).parent
+
+
+def interrupt(data: Path, out: Path, at: tuple[int, int], **choices: Any) -> None:
+    listener = Listener()
+    listener.stop_at = at
+    with pytest.raises(Interrupted):
+        run(data, out, listener, **choices)
+
+
+@pytest.mark.parametrize("choices", [{"precision": "bf16"}, {"loader": "streamed"}, {"train_images": 16}])
+def test_a_resumed_run_equals_the_one_never_stopped(tiny_data: Path, tmp_path: Path, choices: dict[str, Any]) -> None:
+    run(tiny_data, tmp_path / "whole", **choices)
+    out = tmp_path / "stopped"
+    interrupt(tiny_data, out, (1, 1), **choices)
+    torch.set_num_threads(1)  # the recorded count is restored
+    listener = Listener()
+    settings, results = resume(out, None, listener)
+    assert settings == tiny_settings(**choices)
+    assert listener.epochs[0]["epoch"] == 1
+    assert_same_run(out, tmp_path / "whole")
+    assert json.loads((out / "results.json").read_text()) == results
+    config = json.loads((out / "config.json").read_text())
+    assert [part["num_epochs"] for part in config["resumed"]] == [1]
+
+
+def test_a_run_can_be_stopped_again_and_its_time_adds_up(tiny_data: Path, tmp_path: Path) -> None:
+    run(tiny_data, tmp_path / "whole")
+    out, listener = tmp_path / "run", Listener()
+    interrupt(tiny_data, out, (0, 2))
+    listener.stop_at = (2, 4)
+    with pytest.raises(Interrupted, match="2 finished epochs are saved"):
+        resume(out, tiny_data, listener)
+    assert listener.steps[0] == (0, 0)
+    before = load_checkpoint(out / "last.pt")["seconds"]
+    _, results = resume(out, tiny_data, Listener())
+    assert results["seconds"] > before > 0
+    assert_same_run(out, tmp_path / "whole")
+
+
+def kill(data: Path, work_dir: Path, *arguments: str) -> list[str]:
+    command = [sys.executable, str(TESTS / "killed_runs.py"), str(data), str(work_dir), *arguments]
+    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.splitlines()
+
+
+def test_killed_runs_go_on_as_if_never_stopped(tiny_data: Path, tmp_path: Path) -> None:
+    lines = kill(tiny_data, tmp_path, "sync", "1", "11", "16")
+    assert [line.split(": ")[1] for line in lines] == [
+        "begun anew, equal", "resumed after epoch 0, equal", "resumed after epoch 1, equal"
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_killed_at_every_file(tiny_data: Path, tmp_path: Path) -> None:
+    lines = kill(tiny_data, tmp_path, "sync", *map(str, range(1, 100)))
+    assert len(lines) > 25
+    assert lines[-1].endswith("(0): was finished, equal")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tiny_data: Path, tmp_path: Path) -> None:
+    lines = kill(tiny_data, tmp_path, "time", "50")
+    assert sum("(-9)" in line for line in lines) > 40
+
+
+@pytest.fixture
+def stopped(tiny_data: Path, tmp_path: Path) -> Path:
+    interrupt(tiny_data, tmp_path / "run", (1, 1))
+    return tmp_path / "run"
+
+
+def edit(run_dir: Path, **changes: Any) -> None:
+    content = load_checkpoint(run_dir / "last.pt")
+    settings = content["settings"] | changes.pop("settings", {})
+    save_checkpoint(run_dir / "last.pt", content | {"settings": settings} | changes)
+
+
+def first_parameter_of_another_shape(run_dir: Path) -> None:
+    content = load_checkpoint(run_dir / "last.pt")
+    content["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+    save_checkpoint(run_dir / "last.pt", content)
+
+
+REFUSALS: dict[str, tuple[Any, str]] = {
+    "other data": (lambda run: edit(run, data={"train": "0"}), "is of a run on other data than CIFAR-10"),
+    "another recipe": (lambda run: edit(run, settings={"learning_rate": 0.2}), "the recipe adam89 is another one in"),
+    "another model": (lambda run: edit(run, model={}), "is of another model or optimizer than this version's"),
+    "another optimizer": (lambda run: edit(run, optimizer={}), "is of another model or optimizer than this version's"),
+    "another shape": (first_parameter_of_another_shape, "is of another model or optimizer than this version's"),
+    "a device that is not here": (lambda run: edit(run, settings={"device": "cuda:7"}), "'cuda:7' is not there"),
+    "a setting of another type": (lambda run: edit(run, settings={"epochs": "9"}), "the settings in its"),
+    "a setting too many": (lambda run: edit(run, settings={"speed": 9}), "settings in its checkpoint are damaged"),
+    "no settings": (lambda run: edit(run, settings={}, num_epochs=7), "is damaged, or no checkpoint to go on from"),
+    "the best weights only": (lambda run: shutil.copy(run / "best.pt", run / "last.pt"), "or no checkpoint to go on"),
+    "no checkpoint": (lambda run: (run / "last.pt").unlink(), "holds no last.pt to go on from: start the run anew"),
+    "finished": (lambda run: (run / "results.json").write_text("{}"), "is finished: there is nothing left to do"),
+    "no run": (lambda run: shutil.rmtree(run), "is no run directory: there is no such folder"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_cannot_go_on_is_refused(stopped: Path, name: str) -> None:
+    change, message = REFUSALS[name]
+    change(stopped)
+    with pytest.raises(FastcifarError) as caught:
+        resume(stopped, None, Listener())
+    assert str(stopped) in str(caught.value)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_is_still_going_is_refused(stopped: Path) -> None:
+    with runs.interrupted_run_dir(stopped), pytest.raises(FastcifarError, match="is still being trained by another"):
+        resume(stopped, None, Listener())
+
+
+def test_a_signal_in_a_resumed_run_names_the_way_on(stopped: Path) -> None:
+    listener = Listener()
+    listener.stop_at = (1, 0)
+    with pytest.raises(Interrupted, match=rf"1 finished epochs .* `fastcifar train --resume {stopped}`") as caught:
+        resume(stopped, None, listener)
+    assert caught.value.signal_number == signal.SIGINT
