@@ -1,6 +1,7 @@
 """The command line: parse, call, print, exit. Heavy imports wait until a command needs them."""
 
 import io
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -114,6 +115,66 @@ def _given_on_the_command_line() -> list[str]:
     context = click.get_current_context()
     given = click.core.ParameterSource.COMMANDLINE
     return [name for name in context.params if context.get_parameter_source(name) is given]
+
+
+@cli.command(short_help="Accuracy of a trained model.")
+@click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path))
+@click.option("--split", type=click.Choice(["val", "test", "test10k"]), default="test", show_default=True,
+              help="test10k is val and test together, the official test set.")  # fmt: skip
+@click.option("--augmented", is_flag=True, help="On augmented images, as the published accuracies very likely are.")
+@click.option("--tta", is_flag=True, help="Mean of each image and its mirror image (test-time augmentation).")
+@click.option("--images", "num_images", type=click.IntRange(1, 5000), help="Of each half, as --eval-images chooses.")
+@click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(
+    checkpoint: Path, split: str, augmented: bool, tta: bool, num_images: int | None, data_dir: Path, device: str,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Measure a trained model: accuracy with its 95% interval, scores of each class, what it confuses.
+
+    A run directory stands for its best.pt.
+    """
+    if augmented and tta:
+        raise click.UsageError("--augmented and --tta exclude each other")
+    from fastcifar.classifier import evaluate_split, load_classifier
+    from fastcifar.console import show_evaluation
+
+    classifier = load_classifier(checkpoint, device)
+    evaluation = evaluate_split(
+        classifier, data_dir, split, augmented=augmented, mirrored_too=tta, num_images=num_images
+    )
+    if as_json:
+        click.echo(json.dumps(evaluation, indent=2))
+    else:
+        show_evaluation(evaluation)
+
+
+@cli.command(short_help="What a trained model sees in pictures.")
+@click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path))
+@click.argument("pictures", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def predict(checkpoint: Path, pictures: tuple[Path, ...], device: str, as_json: bool) -> None:
+    """Classify pictures of any size: the three likeliest of CIFAR-10's classes for each."""
+    from fastcifar.classifier import load_classifier, predict_pictures
+    from fastcifar.console import show_predictions
+
+    predictions = predict_pictures(load_classifier(checkpoint, device), list(pictures))
+    if as_json:
+        click.echo(json.dumps(predictions, indent=2))
+    else:
+        show_predictions(predictions)
+
+
+@cli.command(short_help="List runs.")
+@click.argument("folder", type=click.Path(path_type=Path), default="runs")
+def runs(folder: Path) -> None:
+    """List the runs in FOLDER (default: runs), the newest first."""
+    from fastcifar.console import show_runs
+    from fastcifar.run_list import list_runs
+
+    show_runs(folder, list_runs(folder))
 
 
 def _command_given() -> str:

@@ -1,14 +1,18 @@
 """How a run looks while it goes: a live bar on a terminal, one plain line an epoch elsewhere."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console as RichConsole
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from fastcifar import cifar10, runs
 from fastcifar.recipes import Recipe
+from fastcifar.run_list import RunSummary
 
 
 class Console:
@@ -107,3 +111,70 @@ class Console:
         lines.append(f"next      {next_command}")
         for line in lines:
             self.note(line)
+
+
+def _print_table(columns: list[str], rows: list[list[str]], *, num_text_columns: int) -> None:
+    """A plain table; the first columns are text, the others figures. In a pipe it is as wide as it needs."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for position, column in enumerate(columns):
+        table.add_column(column, justify="left" if position < num_text_columns else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console = RichConsole(highlight=False)
+    console.print(table, width=None if console.is_terminal else 200)
+
+
+def show_evaluation(evaluation: dict[str, Any]) -> None:
+    """Print what `classifier.evaluate_split` found."""
+    out = RichConsole(highlight=False, soft_wrap=True)
+    low, high = evaluation["interval_95"]
+    how = "augmented" if evaluation["augmented"] else "clean, mirror TTA" if evaluation["mirror_tta"] else "clean"
+    out.print(
+        f"{evaluation['checkpoint']}: {evaluation['recipe']}, {evaluation['num_epochs']} epochs\n"
+        f"accuracy {evaluation['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), loss {evaluation['loss']:.4f},"
+        f" on {evaluation['num_images']:,} images of {evaluation['split']}, {how}\n",
+        markup=False,
+    )
+
+    def percent(share: float | None) -> str:
+        return "-" if share is None else f"{share:.1%}"
+
+    rows = [
+        [row["class"], *(percent(row[key]) for key in ("precision", "recall", "f1")), f"{row['num_images']:,}"]
+        for row in evaluation["classes"]
+    ]
+    _print_table(["class", "precision", "recall", "F1", "images"], rows, num_text_columns=1)
+    if evaluation["confusions"]:
+        mistakes = [f"{row['label']} as {row['predicted']} {row['count']}" for row in evaluation["confusions"][:5]]
+        out.print(f"\nmost often taken: {', '.join(mistakes)}", markup=False)
+
+
+def show_predictions(predictions: list[dict[str, Any]]) -> None:
+    """Print what `classifier.predict_pictures` found."""
+    rows = [
+        [row["path"], *(f"{guess['class']} {guess['probability']:.1%}" for guess in row["top"])] for row in predictions
+    ]
+    _print_table(["picture", "first", "second", "third"], rows, num_text_columns=4)
+
+
+def show_runs(folder: Path, found: list[RunSummary]) -> None:
+    """Print a table of runs, and how to go on with one that was stopped."""
+    out = RichConsole(highlight=False, soft_wrap=True)
+    if not found:
+        out.print(f"{folder} holds no runs", markup=False)
+        return
+    rows = [
+        [
+            run.path.name or str(run.path), run.state, run.recipe, f"{run.num_epochs}/{run.epochs}",
+            "" if run.seed is None else str(run.seed),
+            "" if run.test_accuracy is None else f"{run.test_accuracy:.2%}",
+            "" if run.img_per_s is None else f"{run.img_per_s:,.0f}",
+            "" if run.begun is None else f"{run.begun:%Y-%m-%d %H:%M}",
+        ]
+        for run in found
+    ]  # fmt: skip
+    _print_table(["run", "state", "recipe", "epochs", "seed", "test", "img/s", "begun"], rows, num_text_columns=3)
+    stopped = [run for run in found if run.state == "stopped"]
+    if stopped:
+        command = f"fastcifar train --resume {shlex.quote(str(stopped[0].path))}"
+        out.print(f"\nstopped runs go on where they were, for example: {command}", markup=False)

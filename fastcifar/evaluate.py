@@ -7,9 +7,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastcifar.augment import gather_augmented, normalise
+from fastcifar.augment import build_geometry, choose_subset, draw_params, gather_augmented, normalise
+from fastcifar.prepare import Split
+from fastcifar.recipes import Recipe
 
 _MAX_BATCH_SIZE = 500  # divides 5,000; a batch that is not full is filled up, so one shape serves all
+
+
+class EvalSet:
+    """The chosen images of a split, on a device.
+
+    Args:
+        split: from `prepare.load_val_and_test`.
+        num_images: how many of a fixed choice.
+        device: where to.
+        recipe: whose seed, padding and angle the augmented images are drawn with.
+
+    Attributes:
+        images: `(N, 32, 32, 3)` uint8.
+        labels: `(N,)` int64.
+        geometry: `(N, 9)` int32 of the augmented images, the same for every model of a seed: those of epoch 0.
+    """
+
+    def __init__(self, split: Split, num_images: int, device: torch.device, recipe: Recipe) -> None:
+        indices = torch.from_numpy(split.indices)
+        chosen = choose_subset(indices, num_images)
+        self.images = torch.from_numpy(split.images)[chosen].to(device)
+        self.labels = torch.from_numpy(split.labels)[chosen].long().to(device)
+        params = draw_params(
+            recipe.seed, 0, indices[chosen], padding=recipe.padding, max_angle_deg=recipe.max_angle_deg
+        )
+        self.geometry = build_geometry(params).to(device)
 
 
 @functools.cache

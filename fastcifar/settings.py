@@ -95,7 +95,7 @@ def resolve_settings(
     num_eval = content.num_test // 2 if eval_images is None else eval_images
     _within("train-images", num_train, resolved.batch_size, content.num_train, "(one batch is the least)")
     _within("eval-images", num_eval, 1, content.num_test // 2)
-    target = _resolve_device(device)
+    target = resolve_device(device)
     is_cuda = target.type == "cuda"
     return Settings(
         recipe=resolved,
@@ -112,27 +112,37 @@ def resolve_settings(
     )
 
 
+def parse_settings(config: Any) -> Settings:
+    """The settings that `as_config` gave.
+
+    Raises:
+        FastcifarError: they are damaged, or of another version.
+    """
+    try:
+        values = dict(config)
+        names = [field.name for field in fields(Recipe) if field.name != "name"]
+        recipe = Recipe(name=values.pop("recipe"), **{name: values.pop(name) for name in names})
+        settings = Settings(recipe=recipe, **values)
+        _check_types(recipe)
+        _check_types(settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise FastcifarError("the settings in its checkpoint are damaged, or of another version") from error
+    return settings
+
+
 def restore_settings(config: Any) -> Settings:
     """The settings that `as_config` gave, for a run that goes on here.
 
     Raises:
         FastcifarError: they are damaged, the device is not there, or the recipe of that name is another one now.
     """
-    try:
-        values = dict(config)
-        recipe = Recipe(name=values.pop("recipe"), **{
-            field.name: values.pop(field.name) for field in fields(Recipe) if field.name != "name"
-        })  # fmt: skip
-        settings = Settings(recipe=recipe, **values)
-        _check_types(recipe)
-        _check_types(settings)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FastcifarError("the settings in its checkpoint are damaged, or of another version") from error
+    settings = parse_settings(config)
+    recipe = settings.recipe
     if recipe.name in RECIPES:
         known = RECIPES[recipe.name].with_epochs(recipe.epochs)
         if recipe != replace(known, batch_size=recipe.batch_size, seed=recipe.seed):
             raise FastcifarError(f"the recipe {recipe.name} is another one in this version")
-    _resolve_device(settings.device)
+    resolve_device(settings.device)
     return replace(settings, num_workers=_count_cpus())  # which does not change the result
 
 
@@ -153,7 +163,12 @@ def _within(name: str, value: int, least: int, most: int, why: str = "") -> int:
     return value
 
 
-def _resolve_device(name: str) -> torch.device:
+def resolve_device(name: str) -> torch.device:
+    """The device of that name; for "auto" CUDA where there is one.
+
+    Raises:
+        FastcifarError: there is none.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from fastcifar import runs
-from fastcifar.augment import build_geometry, choose_subset, draw_params
+from fastcifar.augment import choose_subset
 from fastcifar.errors import FastcifarError, Interrupted
-from fastcifar.evaluate import compute_logits, loss_and_accuracy
+from fastcifar.evaluate import EvalSet, compute_logits, loss_and_accuracy
 from fastcifar.host_memory import freed_memory_kept
 from fastcifar.loader import EpochPlanner, Loader, ResidentLoader, StreamedLoader
-from fastcifar.prepare import Split, beton_path, load_train, load_val_and_test
+from fastcifar.prepare import beton_path, load_train, load_val_and_test
 from fastcifar.record import Record, read_last
 from fastcifar.settings import Settings, restore_settings
 from fastcifar.stop_signals import StopSignals
@@ -40,35 +40,6 @@ class Observer(Protocol):
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """An epoch ended; its line of `metrics.jsonl`."""
-
-
-class _EvalSet:
-    """The chosen images of val or test, on the device."""
-
-    def __init__(self, split: Split, settings: Settings, device: torch.device) -> None:
-        recipe = settings.recipe
-        self._compile = settings.compile
-        indices = torch.from_numpy(split.indices)
-        chosen = choose_subset(indices, settings.eval_images)
-        self.images = torch.from_numpy(split.images)[chosen].to(device)
-        self.labels = torch.from_numpy(split.labels)[chosen].long().to(device)
-        # Epoch 0 of the hash: an augmented test set that is the same for every model of a seed.
-        params = draw_params(
-            recipe.seed, 0, indices[chosen], padding=recipe.padding, max_angle_deg=recipe.max_angle_deg
-        )
-        self.geometry = build_geometry(params).to(device)
-
-    def logits(self, trainer: Trainer, *, augmented: bool = False) -> Tensor:
-        """The model's logits, `(N, 10)` float32."""
-        return compute_logits(
-            trainer.model,
-            self.images,
-            mean=trainer.mean,
-            std=trainer.std,
-            precision=trainer.precision,
-            geometry=self.geometry if augmented else None,
-            compile=self._compile,
-        )
 
 
 def train(settings: Settings, data_dir: Path, out: Path | None, observer: Observer) -> tuple[Path, dict[str, Any]]:
@@ -132,6 +103,7 @@ def _on_device(settings: Settings) -> Iterator[None]:
     if settings.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
     torch.use_deterministic_algorithms(settings.deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing here reads any
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not settings.deterministic  # every training batch has the same shape
@@ -161,8 +133,23 @@ class _Parts:
         observer.note(f"reading and checking {data_dir}")
         self.settings = settings
         self.loader = _build_loader(settings, data_dir, device)
-        self.val, self.test = (_EvalSet(split, settings, device) for split in load_val_and_test(data_dir))
+        self.val, self.test = (
+            EvalSet(split, settings.eval_images, device, settings.recipe) for split in load_val_and_test(data_dir)
+        )
         self.trainer = Trainer(settings.recipe, device, precision=settings.precision, compile=settings.compile)
+
+    def logits(self, images: EvalSet, *, augmented: bool = False) -> Tensor:
+        """The model's logits, `(N, 10)` float32."""
+        trainer = self.trainer
+        return compute_logits(
+            trainer.model,
+            images.images,
+            mean=trainer.mean,
+            std=trainer.std,
+            precision=trainer.precision,
+            geometry=images.geometry if augmented else None,
+            compile=self.settings.compile,
+        )
 
 
 def _train(
@@ -175,7 +162,7 @@ def _train(
     first_epoch = len(record.metrics)
     if settings.compile:
         observer.note("compiling the step and the evaluation (about a minute, less when it is cached)")
-        observer.note(f"compiled in {_warm_up(trainer, loader, val):.0f} s")
+        observer.note(f"compiled in {_warm_up(parts):.0f} s")
     observer.begin(recipe.epochs, loader.num_steps, recipe.batch_size)
     with StopSignals() as signals:
 
@@ -195,7 +182,7 @@ def _train(
 
                 train_loss, train_accuracy = trainer.train_epoch(loader, epoch, on_step)
                 train_seconds = time.perf_counter() - epoch_start
-                val_loss, val_accuracy = loss_and_accuracy(val.logits(trainer), val.labels)
+                val_loss, val_accuracy = loss_and_accuracy(parts.logits(val), val.labels)
                 if not math.isfinite(train_loss + val_loss):
                     bad_step = trainer.first_bad_step()
                     where = "the validation" if bad_step is None else f"step {bad_step + 1}"
@@ -227,14 +214,14 @@ def _train(
     return results
 
 
-def _warm_up(trainer: Trainer, loader: Loader, val: _EvalSet) -> float:
+def _warm_up(parts: _Parts) -> float:
     """Compile everything; returns the seconds it took."""
     start = time.perf_counter()
     try:
-        with contextlib.closing(loader.epoch(0)) as batches:
+        with contextlib.closing(parts.loader.epoch(0)) as batches:
             next(batches)
-        trainer.warm_up()
-        val.logits(trainer)
+        parts.trainer.warm_up()
+        parts.logits(parts.val)
     except Exception as error:  # whatever a compiler, its absence, or torch's own code raises
         if _is_out_of_memory(error):
             raise
@@ -271,9 +258,9 @@ def _evaluate_checkpoints(record: Record, parts: _Parts, run_dir: Path) -> dict[
     trainer, test = parts.trainer, parts.test
 
     def evaluate(metrics: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
-        logits = test.logits(trainer)
+        logits = parts.logits(test)
         loss, accuracy = loss_and_accuracy(logits, test.labels)
-        augmented = loss_and_accuracy(test.logits(trainer, augmented=True), test.labels)[1]
+        augmented = loss_and_accuracy(parts.logits(test, augmented=True), test.labels)[1]
         return {
             "epoch": metrics["epoch"],
             "val_accuracy": metrics["val_accuracy"],

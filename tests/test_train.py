@@ -314,6 +314,11 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_elsewhere(tiny_data: Path, 
         shutil.copytree(out, tmp_path / "run")
         with pytest.raises(FastcifarError, match="No space left on device"):
             resume(out, None, Listener())
+        subprocess.run(["mount", "-o", "remount,ro", small], check=True)
+        with pytest.raises(FastcifarError, match=r"cannot write .*: Read-only file system"):
+            resume(out, None, Listener())
+        with pytest.raises(FastcifarError, match=rf"cannot write {small}/new: Read-only file system"):
+            run(tiny_data, small / "new")
     finally:
         subprocess.run(["umount", small], check=True)
     assert resume(tmp_path / "run", None, Listener())[1]["last"]["epoch"] == 2
