@@ -177,6 +177,22 @@ def runs(folder: Path) -> None:
     show_runs(folder, list_runs(folder))
 
 
+@cli.command(short_help="Check this machine.")
+@click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True)
+def doctor(data_dir: Path) -> None:
+    """Say what this machine has for training, and what to do about what it lacks; exit code 2 if it lacks something."""
+    from fastcifar.doctor import examine
+
+    is_sound = True
+    for check in examine(data_dir):
+        click.echo(f"{'ok' if check.is_sound else 'problem':<9}{check.name:<10}{check.found}")
+        if check.remedy:
+            click.echo(f"{'':<19}{check.remedy}")
+        is_sound = is_sound and check.is_sound
+    if not is_sound:
+        click.get_current_context().exit(2)
+
+
 def _command_given() -> str:
     """The command as it was given, less what shortened the run and where it went."""
     context = click.get_current_context()
