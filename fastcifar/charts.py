@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from fastcifar import cifar10, runs
 from fastcifar.cifar10 import CLASSES, NUM_CLASSES, Images, Labels
 from fastcifar.files import replacing
+from fastcifar.scores import confusion_matrix, wilson_interval
 
 # Hues of Okabe and Ito's palette, which people with any common colour vision can tell apart:
 # https://jfly.uni-koeln.de/color/
@@ -72,27 +73,6 @@ def draw_charts(run_dir: Path) -> list[Path]:
         with replacing(paths[-1]) as temporary:
             figure.savefig(temporary, format="png", dpi=_DPI)
     return paths
-
-
-def wilson_interval(num_correct: int, num_total: int) -> tuple[float, float]:
-    """The 95% Wilson score interval of a proportion.
-
-    Unlike the normal approximation it stays within 0..1 and is sensible for few trials and for rates near 0 and 1.
-
-    Args:
-        num_correct: successes, 0..`num_total`.
-        num_total: trials, at least 1.
-
-    Returns:
-        The lower and upper end, each in 0..1. Source: Wilson, JASA 22 (1927), 209-212.
-    """
-    z = 1.959963984540054  # the normal distribution's 97.5% quantile
-    rate = num_correct / num_total
-    scale = 1 + z * z / num_total
-    centre = (rate + z * z / (2 * num_total)) / scale
-    half_width = z / scale * math.sqrt(rate * (1 - rate) / num_total + z * z / (4 * num_total**2))
-    # Rounding may leave -1e-17 or 1 + 1e-16 at the ends, where the interval is exactly 0 or 1.
-    return max(0.0, centre - half_width), min(1.0, centre + half_width)
 
 
 def draw_curves(metrics: Sequence[Mapping[str, float]], *, title: str) -> Figure:
@@ -150,7 +130,7 @@ def draw_confusion(
     Returns:
         A figure 8 inches wide.
     """
-    counts = _count_confusions(labels, predictions)
+    counts = confusion_matrix(labels, predictions)
     num_of_class = counts.sum(axis=1)
     rates = counts / np.maximum(num_of_class, 1)[:, None]
     errors = np.where(np.eye(NUM_CLASSES, dtype=bool), np.nan, rates)
@@ -356,14 +336,6 @@ def _spread(heights: Sequence[float], *, gap: float) -> list[float]:
     middle = min(max((low + high) / 2, gap / 2), 1 - gap / 2)
     upper_first = heights[0] > heights[1]
     return [middle + gap / 2, middle - gap / 2] if upper_first else [middle - gap / 2, middle + gap / 2]
-
-
-def _count_confusions(
-    labels: NDArray[np.integer[Any]], predictions: NDArray[np.integer[Any]]
-) -> NDArray[np.int64]:
-    """`(10, 10)`: images of each true class (row) that were given each predicted class (column)."""
-    cells = labels.astype(np.int64) * NUM_CLASSES + predictions.astype(np.int64)
-    return np.bincount(cells, minlength=NUM_CLASSES**2).reshape(NUM_CLASSES, NUM_CLASSES)
 
 
 def _probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -15,7 +15,7 @@ from fastcifar.evaluate import EvalSet, compute_logits, loss_and_accuracy
 from fastcifar.model import ResNet18
 from fastcifar.pictures import find_pictures, load_picture
 from fastcifar.prepare import load_val_and_test
-from fastcifar.scores import accuracy_interval, class_scores, confusion_matrix, top_confusions
+from fastcifar.scores import class_scores, confusion_matrix, top_confusions, wilson_interval
 from fastcifar.settings import Settings, parse_settings, resolve_device
 
 
@@ -138,7 +138,7 @@ def evaluate_split(
         "augmented": augmented,
         "mirror_tta": mirrored_too,
         "accuracy": accuracy,
-        "interval_95": list(accuracy_interval(int(counts.trace()), len(all_labels))),
+        "interval_95": list(wilson_interval(int(counts.trace()), len(all_labels))),
         "loss": loss,
         "classes": class_scores(counts),
         "confusions": top_confusions(counts, 10),

@@ -9,24 +9,26 @@ from numpy.typing import NDArray
 
 from fastcifar.cifar10 import CLASSES, NUM_CLASSES
 
-_Z_95 = 1.959964  # standard deviations that hold 95% of a normal distribution
 
+def wilson_interval(num_correct: int, num_total: int) -> tuple[float, float]:
+    """The 95% Wilson score interval of a proportion.
 
-def accuracy_interval(num_correct: int, num_images: int) -> tuple[float, float]:
-    """Wilson's 95% interval of an accuracy (Wilson 1927): what chance in the choice of images leaves open.
+    Unlike the normal approximation it stays within 0..1 and is sensible for few trials and for rates near 0 and 1.
 
     Args:
-        num_correct: images classified rightly.
-        num_images: of all, at least 1.
+        num_correct: successes, 0..`num_total`.
+        num_total: trials, at least 1.
 
     Returns:
-        Lower and upper bound, 0..1.
+        The lower and upper end, each in 0..1. Source: Wilson, JASA 22 (1927), 209-212.
     """
-    share, z2 = num_correct / num_images, _Z_95**2
-    centre = share + z2 / (2 * num_images)
-    half = _Z_95 * math.sqrt(share * (1 - share) / num_images + z2 / (4 * num_images**2))
-    scale = 1 + z2 / num_images
-    return (centre - half) / scale, (centre + half) / scale
+    z = 1.959963984540054  # the normal distribution's 97.5% quantile
+    rate = num_correct / num_total
+    scale = 1 + z * z / num_total
+    centre = (rate + z * z / (2 * num_total)) / scale
+    half_width = z / scale * math.sqrt(rate * (1 - rate) / num_total + z * z / (4 * num_total**2))
+    # Rounding may leave -1e-17 or 1 + 1e-16 at the ends, where the interval is exactly 0 or 1.
+    return max(0.0, centre - half_width), min(1.0, centre + half_width)
 
 
 def confusion_matrix(labels: NDArray[Any], predicted: NDArray[Any]) -> NDArray[np.int64]:

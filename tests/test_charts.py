@@ -13,9 +13,10 @@ from matplotlib.text import Text
 from PIL import Image
 
 from fastcifar import runs
-from fastcifar.charts import CHECK, CROSS, draw_charts, draw_confusion, draw_curves, draw_samples, wilson_interval
+from fastcifar.charts import CHECK, CROSS, draw_charts, draw_confusion, draw_curves, draw_samples
 from fastcifar.cifar10 import CLASSES
 from fastcifar.errors import FastcifarError
+from fastcifar.scores import wilson_interval
 
 RNG = np.random.default_rng(3)
 
@@ -41,21 +42,6 @@ def text_of(figure: Figure, gid: str) -> str | None:
 
 def lines_of(figure: Figure, gid: str) -> list[Line2D]:
     return [line for line in figure.findobj(Line2D) if isinstance(line, Line2D) and line.get_gid() == gid]
-
-
-@pytest.mark.parametrize(
-    ("num_correct", "num_total", "low", "high"),
-    [(0, 10, 0.0, 0.2775328), (10, 10, 0.7224672, 1.0), (5, 10, 0.2365931, 0.7634069)],
-)
-def test_wilson_interval(num_correct: int, num_total: int, low: float, high: float) -> None:
-    assert wilson_interval(num_correct, num_total) == pytest.approx((low, high), abs=2e-7)
-
-
-@pytest.mark.parametrize(("num_correct", "num_total"), [(1, 16), (460, 1000), (4600, 5000)])
-def test_wilson_interval_ends_where_the_rate_is_barely_plausible(num_correct: int, num_total: int) -> None:
-    rate = num_correct / num_total
-    for end in wilson_interval(num_correct, num_total):
-        assert abs(rate - end) == pytest.approx(1.959964 * (end * (1 - end) / num_total) ** 0.5, rel=1e-6)
 
 
 @pytest.mark.parametrize("num_epochs", [1, 3, 70])

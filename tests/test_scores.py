@@ -1,19 +1,25 @@
 import numpy as np
 import pytest
 
-from fastcifar.scores import accuracy_interval, class_scores, confusion_matrix, top_confusions
+from fastcifar.scores import class_scores, confusion_matrix, top_confusions, wilson_interval
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 9], np.uint8)
 PREDICTED = np.array([0, 0, 1, 1, 1, 0, 2, 3])
 
 
 @pytest.mark.parametrize(
-    ("num_correct", "num_images", "low", "high"),
-    [(0, 10, 0.0, 0.2775), (10, 10, 0.7225, 1.0), (81, 263, 0.2553, 0.3662)],
+    ("num_correct", "num_total", "low", "high"),
+    [(0, 10, 0.0, 0.2775328), (10, 10, 0.7224672, 1.0), (5, 10, 0.2365931, 0.7634069)],
 )
-def test_wilsons_interval(num_correct: int, num_images: int, low: float, high: float) -> None:
-    """81 of 263 is the worked example of Newcombe, Statistics in Medicine 17 (1998), table I."""
-    assert accuracy_interval(num_correct, num_images) == pytest.approx((low, high), abs=5e-5)
+def test_wilson_interval(num_correct: int, num_total: int, low: float, high: float) -> None:
+    assert wilson_interval(num_correct, num_total) == pytest.approx((low, high), abs=2e-7)
+
+
+@pytest.mark.parametrize(("num_correct", "num_total"), [(1, 16), (460, 1000), (4600, 5000)])
+def test_wilson_interval_ends_where_the_rate_is_barely_plausible(num_correct: int, num_total: int) -> None:
+    rate = num_correct / num_total
+    for end in wilson_interval(num_correct, num_total):
+        assert abs(rate - end) == pytest.approx(1.959964 * (end * (1 - end) / num_total) ** 0.5, rel=1e-6)
 
 
 def test_counts_are_by_label_and_prediction() -> None:
