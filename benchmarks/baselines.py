@@ -53,7 +53,7 @@ class FastCifar(Contender):
         self, recipe: Recipe, split: Split, data_dir: Path, device: torch.device, *, loader: str, precision: str,
         num_workers: int,
     ) -> None:  # fmt: skip
-        compiles = device.type == "cuda"
+        compiles = torch.backends.cudnn.benchmark = device.type == "cuda"  # as `train.train` sets it
         self._trainer = Trainer(recipe, device, precision=precision, compile=compiles)
         self._recipe, self._device, self._epoch = recipe, device, 0
         indices = torch.from_numpy(split.indices)
@@ -100,6 +100,7 @@ class _Notebook(Contender):
 
     def __init__(self, recipe: Recipe, device: torch.device, *, is_tuned: bool, precision: str) -> None:
         self.device, self.recipe, self._is_tuned = device, recipe, is_tuned
+        torch.backends.cudnn.benchmark = is_tuned
         self.model: nn.Module = build_model(recipe.seed).to(device)
         if is_tuned:
             self.model = self.model.to(memory_format=torch.channels_last)
@@ -163,7 +164,7 @@ class DataLoaderContender(_Notebook):
     ) -> None:
         super().__init__(recipe, device, is_tuned=is_tuned, precision=precision)
         if is_tuned and device.type == "cuda":
-            self.model.compile()
+            self.model.compile(dynamic=False)
         transform = transforms.Compose([
             transforms.RandomCrop(32, padding=recipe.padding),
             transforms.RandomHorizontalFlip(),
@@ -191,7 +192,7 @@ class StockFfcv(_Notebook):
     ) -> None:  # fmt: skip
         super().__init__(recipe, device, is_tuned=True, precision=precision)
         if device.type == "cuda":
-            self.model.compile()
+            self.model.compile(dynamic=False)
         with ffcv_side_effects_undone():
             from ffcv.fields.basics import IntDecoder
             from ffcv.fields.rgb_image import SimpleRGBImageDecoder

@@ -4,15 +4,15 @@ On a CPU it matters: how a process's allocator was used before decides whether a
 """
 
 import multiprocessing
-import resource
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 from baselines import CONTENDERS, Contender
 from measure import synchronise
 
@@ -20,6 +20,7 @@ from fastcifar.prepare import Split
 from fastcifar.recipes import Recipe
 
 _WARM_STEPS = 1  # of a round on a CPU
+_PATIENCE_S = 300.0  # stock FFCV waits for ever for a thread that failed
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class IsolatedContender:
 
     def __init__(self, name: str) -> None:
         context = multiprocessing.get_context("spawn")
+        self._name = name
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, name))
         self._process.start()
@@ -55,7 +57,7 @@ class IsolatedContender:
 
     def begin(self, task: Task) -> None:
         """Let it build; `wait` for it."""
-        self._connection.send(task)
+        self._send(task)
 
     def wait(self) -> Any:
         """Its answer to what it was told last.
@@ -63,24 +65,33 @@ class IsolatedContender:
         Raises:
             RuntimeError: it failed.
         """
+        if not self._connection.poll(_PATIENCE_S):
+            raise RuntimeError(f"{self._name}: no answer in {_PATIENCE_S} s")
         try:
             answer = self._connection.recv()
-        except EOFError:
-            raise RuntimeError(f"{self._process.name} died") from None
+        except (EOFError, OSError):
+            raise RuntimeError(f"{self._name}: its process died") from None
         if isinstance(answer, str):
             raise RuntimeError(answer)
         return answer
 
     def time_round(self, num_steps: int | None) -> Timing:
         """Train for so many steps, or for an epoch."""
-        self._connection.send(num_steps)
+        self._send(num_steps)
         timing: Timing = self.wait()
         return timing
 
     def close(self) -> None:
-        """End the process."""
+        """End the process, by force if it does not end by itself; a second call does nothing."""
         self._connection.close()
-        self._process.join()
+        self._process.join(timeout=10)
+        self._process.kill()
+
+    def _send(self, order: Any) -> None:
+        try:
+            self._connection.send(order)
+        except OSError:
+            raise RuntimeError(f"{self._name}: its process died") from None
 
 
 def _serve(connection: Connection, name: str) -> None:
@@ -95,6 +106,7 @@ def _serve(connection: Connection, name: str) -> None:
         try:
             if isinstance(order, Task):
                 task, contender = order, None  # the former one's memory is free before the next one is built
+                torch._dynamo.reset()
                 contender = CONTENDERS[name](
                     task.recipe, task.split, task.data_dir, task.device, precision=task.precision,
                     num_workers=task.num_workers,
@@ -122,6 +134,9 @@ def time_epoch(contender: Contender, batch_size: int, device: torch.device, num_
     steps = 0
     if is_cuda:
         torch.cuda.reset_peak_memory_stats(device)
+    else:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # its peak begins anew
     with closing(contender.batches()) as batches:
         if num_steps is not None:
             for _ in range(_WARM_STEPS):
@@ -146,7 +161,8 @@ def time_epoch(contender: Contender, batch_size: int, device: torch.device, num_
         seconds = time.perf_counter() - start
     if is_cuda:
         waiting = sum(before.elapsed_time(after) for before, after in marks) / 1e3
-        peak_bytes = torch.cuda.max_memory_allocated(device)
+        peak_bytes = torch.cuda.max_memory_reserved(device)  # a graph's own memory never counts as allocated
     else:
-        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        peak_bytes = int(status.split("VmHWM:")[1].split()[0]) * 1024
     return Timing(steps * batch_size / seconds, waiting / seconds, peak_bytes / 2**30)

@@ -8,6 +8,7 @@ quoted.
 """
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -39,18 +40,37 @@ def measure_recipe(
     """Time every contender on a recipe, in rounds."""
     recipe = task.recipe
     print(f"{recipe.name}, batch size {recipe.batch_size}: building the contenders", flush=True)
-    for contender in contenders.values():
-        contender.begin(task)
-    for contender in contenders.values():
-        contender.wait()
-    num_steps = None if task.device.type == "cuda" else _TIMED_STEPS
+    failures: dict[str, str] = {}
+
+    def tried(name: str, work: Callable[[], Any]) -> Any:
+        """What `work` returns; a contender that fails is out, the others go on."""
+        try:
+            return work()
+        except RuntimeError as error:
+            print(f"  {error}", flush=True)
+            failures[name] = str(error)
+            contenders.pop(name).close()
+            return None
+
+    is_cuda = task.device.type == "cuda"
+    for name, contender in list(contenders.items()):
+        tried(name, lambda contender=contender: contender.begin(task))  # type: ignore[misc]
+        if is_cuda and name in contenders:  # compilers time kernels, so they must have the device for themselves
+            tried(name, contender.wait)
+    for name, contender in list(contenders.items()):
+        if not is_cuda:
+            tried(name, contender.wait)
+    num_steps = None if is_cuda else _TIMED_STEPS
     timings: dict[str, list[Timing]] = {name: [] for name in contenders}
     for number in range(-1, rounds):  # the first round warms caches, compilers and clocks, and does not count
-        for name, contender in contenders.items():
-            timing = contender.time_round(1 if num_steps and number < 0 else num_steps)
-            if number >= 0:
+        for name, contender in list(contenders.items()):
+            count = 1 if num_steps and number < 0 else num_steps
+            timing = tried(name, lambda contender=contender, count=count: contender.time_round(count))  # type: ignore[misc]
+            if timing is not None and number >= 0:
                 timings[name].append(timing)
         print(f"  round {number + 1} of {rounds} done", flush=True)
+    if "fastcifar resident" in failures:
+        raise click.ClickException(failures["fastcifar resident"])
     ours = [timing.img_per_s for timing in timings["fastcifar resident"]]
     rows = []
     for name in contenders:
@@ -67,7 +87,8 @@ def measure_recipe(
             "waiting_for_data": spread([timing.waiting for timing in timings[name]]),
             "peak_memory_gib": max(timing.peak_memory_gib for timing in timings[name]),
         })  # fmt: skip
-    return {"recipe": recipe.name, "batch_size": recipe.batch_size, "precision": task.precision, "contenders": rows}
+    return {"recipe": recipe.name, "batch_size": recipe.batch_size, "precision": task.precision, "contenders": rows,
+            "failures": failures}  # fmt: skip
 
 
 def show(result: dict[str, Any]) -> None:
@@ -147,10 +168,10 @@ def main(
                 result = measure_recipe(contenders, task, rounds=rounds, ceiling_img_per_s=ceiling["img_per_s"])
                 show(result)
                 results.append(result)
-    if out is not None:
-        measured = {"machine": machine, "ceiling": ceiling, "num_images": len(split.labels), "results": results}
-        write_results(out, measured)
-        draw(results, machine, out.with_suffix(".png"))
+                if out is not None:  # what is measured is kept, whatever comes next
+                    measured = {"machine": machine, "ceiling": ceiling, "num_images": len(split.labels)}
+                    write_results(out, measured | {"results": results})
+                    draw(results, machine, out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastcifar import __version__
 from fastcifar.errors import FastcifarError, Interrupted
-from fastcifar.recipes import RECIPES, get_recipe
+from fastcifar.recipes import RECIPES, Recipe, get_recipe
+
+if TYPE_CHECKING:
+    from fastcifar.settings import Settings
 
 _CUTS = ("out", "epochs", "train_images", "eval_images")
 _WITH_RESUME = ("run_dir", "data_dir")
@@ -107,8 +110,21 @@ def _resume(run_dir: Path, data_dir: Path) -> None:
 
         settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, console)
     recipe = RECIPES.get(settings.recipe.name, settings.recipe)
-    again = f"fastcifar train --recipe {recipe.name}"
-    console.summarise(recipe, settings.as_config(), run_dir, results, again=again)
+    console.summarise(recipe, settings.as_config(), run_dir, results, again=_command_of(settings, recipe))
+
+
+def _command_of(settings: "Settings", recipe: Recipe) -> str:
+    """The command that trains a whole run with a run's settings."""
+    from fastcifar.settings import resolve_settings
+
+    words = ["fastcifar", "train", "--recipe", recipe.name]
+    config, usual = settings.as_config(), resolve_settings(recipe).as_config()
+    for name in ("batch_size", "seed", "device", "loader", "precision"):
+        if config[name] != usual[name]:
+            words += [f"--{name.replace('_', '-')}", str(config[name])]
+    if config["compile"] != usual["compile"]:
+        words.append("--compile" if config["compile"] else "--no-compile")
+    return " ".join([*words, "--deterministic"] if config["deterministic"] else words)
 
 
 def _given_on_the_command_line() -> list[str]:

@@ -120,8 +120,7 @@ def _print_table(columns: list[str], rows: list[list[str]], *, num_text_columns:
         table.add_column(column, justify="left" if position < num_text_columns else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(escape, row))
-    console = RichConsole(highlight=False)
-    console.print(table, width=None if console.is_terminal else 200)
+    RichConsole(highlight=False, width=None if RichConsole().is_terminal else 1000).print(table)
 
 
 def show_evaluation(evaluation: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,18 +120,14 @@ def _check_memory() -> Check:
 
 
 def _check_data(data_dir: Path) -> Check:
+    from fastcifar.beton import remedy
     from fastcifar.prepare import is_prepared, verify
 
     command = f"fastcifar prepare --out {shlex.quote(str(data_dir))}"
     if not is_prepared(data_dir):
         return Check("data", False, f"{data_dir} holds none", f"{command} (`fastcifar train` does it by itself)")
-    return _try("data", f"{data_dir} is prepared and sound", lambda: verify(data_dir))
-
-
-def _try(name: str, found: str, work: Callable[[], None]) -> Check:
     try:
-        work()
+        verify(data_dir)
     except FastcifarError as error:
-        problem, _, remedy = str(error).rpartition(": ")
-        return Check(name, False, problem, remedy)
-    return Check(name, True, found)
+        return Check("data", False, str(error).removesuffix(f": {remedy(data_dir)}"), remedy(data_dir))
+    return Check("data", True, f"{data_dir} is prepared and sound")

@@ -66,6 +66,8 @@ def locked(folder: Path, message: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FastcifarError(message) from error
+        except OSError:
+            pass  # some network file systems know no locks; better without one than not at all
         yield
     finally:
         os.close(descriptor)

@@ -1,5 +1,6 @@
 """Any picture file as an image that the model takes: 32x32 RGB."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,8 @@ def find_pictures(paths: list[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        known = Image.registered_extensions()
+        extensions = Image.registered_extensions().items()
+        known = {extension for extension, kind in extensions if kind in Image.OPEN or kind == "MPO"}  # opened as JPEG
         try:
             files = sorted(file for file in path.iterdir() if file.suffix.lower() in known and file.is_file())
         except OSError as error:
@@ -45,17 +47,19 @@ def load_picture(path: Path) -> Images:
         FastcifarError: it cannot be read, is no picture, or is too large.
     """
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
             if file.width * file.height > _MAX_PIXELS:
                 raise FastcifarError(f"{path} is too large: {file.width:,} x {file.height:,} pixels")
             picture = ImageOps.exif_transpose(file)
             picture = _as_rgb(picture)
     except FastcifarError:
         raise
+    except Image.DecompressionBombError as error:
+        raise FastcifarError(f"{path} is too large: more than {_MAX_PIXELS:,} pixels") from error
     except OSError as error:
         reason = error.strerror or "not a picture, or damaged"
         raise FastcifarError(f"cannot read {path}: {reason}") from error
-    except Exception as error:  # a damaged file raises whatever its parser meets, and a bomb a type of Pillow's
+    except Exception as error:  # a damaged file raises whatever its parser meets
         raise FastcifarError(f"cannot read {path}: not a picture, or damaged") from error
     if picture.size != (IMAGE_SIZE, IMAGE_SIZE):
         picture = ImageOps.fit(picture, (IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.LANCZOS)

@@ -62,8 +62,6 @@ def _summarise(path: Path) -> RunSummary:
         lines = (path / runs.METRICS).read_text(encoding="utf-8")
         metrics = runs.read_metrics(path) if lines else []
         results: Any = read_json(path / runs.RESULTS) if (path / runs.RESULTS).exists() else None
-        # metrics.jsonl is replaced at each epoch, config.json only when the run is begun or resumed.
-        begun = datetime.datetime.fromtimestamp((path / runs.CONFIG).stat().st_mtime).astimezone()
         return RunSummary(
             path=path,
             state="finished" if results is not None else "stopped" if _is_free(path) else "running",
@@ -73,7 +71,7 @@ def _summarise(path: Path) -> RunSummary:
             seed=int(config["seed"]),
             test_accuracy=None if results is None else float(results["best"]["test_accuracy"]),
             img_per_s=None if results is None else float(results["img_per_s"]),
-            begun=begun,
+            begun=datetime.datetime.fromisoformat(config["begun"]) if config.get("begun") else None,
         )
     except (FastcifarError, OSError, KeyError, TypeError, ValueError):
         return RunSummary(path=path, state="damaged")

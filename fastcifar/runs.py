@@ -111,13 +111,14 @@ def write_config(run_dir: Path, settings: dict[str, Any], *, resumed_at: int | N
         settings: as `Settings.as_config` gives them.
         resumed_at: for a run that goes on, the number of epochs it had; its environments are kept side by side.
     """
-    here: dict[str, Any] = {"environment": describe_environment()}
+    begun = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    here: dict[str, Any] = {"begun": begun, "environment": describe_environment()}
     if resumed_at is not None:
         with contextlib.suppress(FastcifarError):  # a run that was killed early has none yet
             before = read_config(run_dir)
             parts = before["resumed"] if isinstance(before.get("resumed"), list) else []
             parts.append({"num_epochs": resumed_at, **here})
-            here = {"environment": before.get("environment"), "resumed": parts}
+            here = {"begun": before.get("begun"), "environment": before.get("environment"), "resumed": parts}
     write_json(run_dir / CONFIG, {**settings, **here})
 
 

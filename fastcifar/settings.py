@@ -170,13 +170,13 @@ def resolve_device(name: str) -> torch.device:
         FastcifarError: there is none.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
     if match is None:
         raise FastcifarError(f"--device must be auto, cpu, cuda or cuda:<index>, not {name!r}")
     if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
         raise FastcifarError(f"--device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
-    return torch.device(name)
+    return torch.device("cuda:0" if name == "cuda" else name)
 
 
 def is_bf16_fast(device: torch.device) -> bool:

@@ -222,10 +222,12 @@ def _warm_up(parts: _Parts) -> float:
             next(batches)
         parts.trainer.warm_up()
         parts.logits(parts.val)
+    except FastcifarError:
+        raise
     except Exception as error:  # whatever a compiler, its absence, or torch's own code raises
         if _is_out_of_memory(error):
             raise
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = (str(error).strip().splitlines() or [repr(error)])[0][:200]
         raise FastcifarError(f"torch.compile failed ({reason}): give --no-compile to train without it") from error
     return time.perf_counter() - start
 

@@ -48,7 +48,7 @@ class Trainer:
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
         # Steps so far in this epoch, and how many of them came before the first whose loss was no finite number.
         self._num_steps = torch.zeros(2, dtype=torch.int64, device=device)
-        self.forward = torch.compile(self.compute_loss) if compile else self.compute_loss
+        self.forward = torch.compile(self.compute_loss, dynamic=False) if compile else self.compute_loss
 
     def _build_optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
         parameters, lr, decay = self.model.parameters(), recipe.learning_rate, recipe.weight_decay

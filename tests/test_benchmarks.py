@@ -98,6 +98,11 @@ def test_a_contender_that_fails_is_told() -> None:
         contender.begin(task)
         with pytest.raises(RuntimeError, match="stock FFCV: "):
             contender.wait()
+        contender._process.kill()
+        contender._process.join()
+        for ask in (contender.wait, lambda: contender.begin(task)):
+            with pytest.raises(RuntimeError, match="stock FFCV: its process died"):
+                ask()
 
 
 def test_pipeline_measures_and_writes(tiny_data: Path, tmp_path: Path) -> None:

@@ -47,17 +47,19 @@ def test_geometry_augments() -> None:
     assert torch.equal(logits, logits_of(crop_flip_rotate(images, params)))
 
 
-@pytest.mark.slow
-def test_compiled_logits_equal_eager_ones() -> None:
-    images = torch.randint(0, 256, (30, 32, 32, 3), dtype=torch.uint8)
-    geometry = build_geometry(draw_params(42, 0, torch.arange(30)))
+@pytest.mark.parametrize(
+    "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
+)
+def test_compiled_logits_equal_eager_ones(device: str) -> None:
+    images = torch.randint(0, 256, (30, 32, 32, 3), dtype=torch.uint8, device=device)
+    geometry, half = build_geometry(draw_params(42, 0, torch.arange(30, device=device))), HALF.to(device)
     for seed in (0, 1):
-        model = build_model(seed)
+        model = build_model(seed).to(device)
         eager, compiled = (
-            compute_logits(model, images, mean=HALF, std=HALF, precision="fp32", geometry=geometry, compile=compile)
+            compute_logits(model, images, mean=half, std=half, precision="fp32", geometry=geometry, compile=compile)
             for compile in (False, True)  # noqa: A001
         )
-        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(compiled, eager, rtol=5e-3, atol=5e-3)  # CUDA's convolutions may use TF32
         assert eager.std() > 0.01
 
 

@@ -347,3 +347,20 @@ def test_too_little_memory_is_one_line(
     monkeypatch.setattr(Trainer, "step", fail)
     with pytest.raises(FastcifarError, match=r"has too little memory free: try a smaller --batch-size"):
         run(tiny_data, tmp_path / "run")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("choices", [{}, {"loader": "streamed"}, {"compile": False}, {"deterministic": True}])
+def test_a_run_on_cuda_is_stopped_and_resumed(tiny_data: Path, tmp_path: Path, choices: dict[str, Any]) -> None:
+    listener = Listener()
+    listener.stop_at = (1, 1)
+    with pytest.raises(Interrupted):
+        run(tiny_data, tmp_path / "run", listener, device="auto", precision="bf16", **choices)
+    settings, results = resume(tmp_path / "run", None, Listener())
+    assert settings.device == "cuda:0"
+    assert results["last"]["epoch"] == 2
+    if choices.get("deterministic"):
+        run(tiny_data, tmp_path / "whole", device="auto", precision="bf16", **choices)
+        weights = [load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("run", "whole")]
+        for key, value in weights[0].items():
+            assert torch.equal(value, weights[1][key]), key

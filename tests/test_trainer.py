@@ -163,8 +163,9 @@ def test_compiled_training_equals_eager_and_never_recompiles() -> None:
     for compile in (False, True):  # noqa: A001
         for seed in (42, 43):  # several trainings in one process
             trainer = build_trainer("adam89", compile=compile, seed=seed)
-            trainer.warm_up()
-            num_graphs = counters["stats"]["unique_graphs"]
+            if seed == 42:
+                trainer.warm_up()
+                num_graphs = counters["stats"]["unique_graphs"]
             losses += [trainer.train_epoch(build_loader(), epoch, lambda step: None)[0] for epoch in range(2)]
             assert counters["stats"]["unique_graphs"] == num_graphs
     eager, compiled = losses[:4], losses[4:]

@@ -33,9 +33,9 @@ from fastcifar.files import read_json, replacing, write_json  # noqa: E402
 from fastcifar.loader import EpochPlanner, ResidentLoader  # noqa: E402
 from fastcifar.prepare import Split, is_untouched, prepare  # noqa: E402
 from fastcifar.recipes import RECIPES, Recipe  # noqa: E402
-from fastcifar.runs import RESULTS  # noqa: E402
+from fastcifar.runs import LAST, RESULTS  # noqa: E402
 from fastcifar.settings import resolve_settings  # noqa: E402
-from fastcifar.train import train  # noqa: E402
+from fastcifar.train import resume, train  # noqa: E402
 from fastcifar.trainer import Trainer  # noqa: E402
 
 Result = dict[str, Any]
@@ -58,7 +58,7 @@ VARIANTS = {
     "compiled, not captured": Variant(captures=False),
     "reduce-overhead": Variant(captures=False, mode="reduce-overhead"),
     "max-autotune, captured": Variant(mode="max-autotune-no-cudagraphs"),
-    "foreach optimizer": Variant(is_foreach=True),
+    "foreach optimizer, not captured": Variant(captures=False, is_foreach=True),  # SGD's asks the device for its rate
 }
 CPU_VARIANTS = ("eager",)
 
@@ -173,6 +173,7 @@ def time_variants(options: Options) -> Result:
     device, split = options.device, options.training_split()
     rows = []
     for batch_size in map(int, options.batch_sizes.split(",")):
+        torch._dynamo.reset()  # with every size's graphs it would reach its limit, and go on uncompiled
         loader = options.loader(split, batch_size, device)
         for recipe in RECIPES.values():
             trainers: dict[str, Trainer] = {}
@@ -213,7 +214,7 @@ def build_variant(variant: Variant, recipe: Recipe, device: torch.device) -> Tra
     """A trainer with one thing chosen otherwise."""
     trainer = Trainer(recipe, device, precision=choose_precision(device), compile=variant.compiles)
     if variant.mode is not None:
-        trainer.forward = torch.compile(trainer.compute_loss, mode=variant.mode)
+        trainer.forward = torch.compile(trainer.compute_loss, mode=variant.mode, dynamic=False)
     for group in trainer.optimizer.param_groups:
         group["fused"], group["foreach"] = not variant.is_foreach, variant.is_foreach
     if variant.captures:
@@ -274,7 +275,10 @@ def train_in_full(name: str) -> Callable[[Options], Result]:
                     eval_images=options.num_images and min(options.num_images, cifar10.CONTENT.num_test // 2),
                 )  # fmt: skip
                 with Console() as console:
-                    train(settings, options.data_dir, run_dir, console)
+                    if (run_dir / LAST).exists():  # the stage was cut off
+                        resume(run_dir, options.data_dir, console)
+                    else:
+                        train(settings, options.data_dir, run_dir, console)
             rows.append({"seed": seed, **read_json(run_dir / RESULTS)})
         accuracies = {
             key: [row["last"][key] for row in rows] for key in ("test_accuracy", "test_accuracy_augmented")
@@ -377,6 +381,7 @@ def _describe(name: str, stage: Result) -> list[str]:
 def main(stages: tuple[str, ...], device: str, **options: Any) -> None:
     """Run the stages that are not finished yet, then write the report."""
     chosen = Options(device=choose_device(device), **options)
+    torch.backends.cudnn.benchmark = True  # as `train.train` sets it
     if is_untouched(chosen.data_dir):
         prepare(chosen.data_dir, report=click.echo)
     for name in stages or STAGES:
