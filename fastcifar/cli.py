@@ -118,7 +118,8 @@ def _command_of(settings: "Settings", recipe: Recipe) -> str:
     from fastcifar.settings import resolve_settings
 
     words = ["fastcifar", "train", "--recipe", recipe.name]
-    config, usual = settings.as_config(), resolve_settings(recipe).as_config()
+    config = settings.as_config()
+    usual = resolve_settings(recipe, batch_size=config["batch_size"]).as_config() | {"batch_size": recipe.batch_size}
     for name in ("batch_size", "seed", "device", "loader", "precision"):
         if config[name] != usual[name]:
             words += [f"--{name.replace('_', '-')}", str(config[name])]

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import containers
 import pytest
+import torch
 from test_train import Listener, run
 
 from fastcifar import cli
 from fastcifar.errors import Interrupted
+from fastcifar.settings import is_bf16_fast
 
+CPU = torch.device("cpu")
 TESTS = Path(__file__).parent
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "COLUMNS": "80"}
 TRAIN = ["train", "--recipe", "adam89", "--batch-size", "8", "--device", "cpu"]
@@ -170,6 +173,8 @@ def test_resume_goes_on_with_the_runs_own_settings(
     code, out, err = call(monkeypatch, capsys, "train", "--resume", "run")
     assert (code, err) == (0, "")
     assert [line.split("  ")[0] for line in out.splitlines() if line.startswith("epoch")] == ["epoch 2/3", "epoch 3/3"]
+    again = "fastcifar train --recipe adam89 --batch-size 8" + (" --precision fp32" if is_bf16_fast(CPU) else "")
+    assert out.splitlines()[-1] == f"next      {again}   (the full recipe)"
     code, _, err = call(monkeypatch, capsys, "train", "--resume", "run")
     assert (code, err) == (2, "Error: run is finished: there is nothing left to do\n")
     code, _, err = call(monkeypatch, capsys, *TRAIN, "--out", "run")

@@ -10,6 +10,7 @@ sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
 
 import gpu_report  # noqa: E402
 import throughput  # noqa: E402
+from baselines import CONTENDERS  # noqa: E402
 
 
 def run(out: Path, data: Path, *arguments: str) -> str:
@@ -24,6 +25,8 @@ def test_all_stages_on_a_cpu_with_tiny_sizes(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(throughput, "_TIMED_STEPS", 1)
+    few = {name: CONTENDERS[name] for name in ("published", "fastcifar resident")}
+    monkeypatch.setattr(throughput, "CONTENDERS", few)  # test_benchmarks.py has all of them
     out = tmp_path / "report"
     run(out, tiny_data)
     stages = {name: json.loads((out / f"{name}.json").read_text()) for name in gpu_report.STAGES}
