@@ -35,16 +35,14 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()  # torch's own writing to a file turns a full disk into an error that does not say so
     torch.save({"format": _FORMAT, **content}, buffer)
-    seal(buffer)
     with replacing(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+        temporary.write_bytes(seal(buffer.getvalue()))
 
 
-def seal(archive: io.BytesIO) -> None:
+def seal(archive: bytes) -> bytes:
     """Give a zip file without a comment the one that `load_checkpoint` expects."""
-    archive.seek(-2, io.SEEK_END)  # it ends with the length of its comment, then the comment
-    archive.write(_DIGEST_CHARS.to_bytes(2, "little"))
-    archive.write(hashlib.sha256(archive.getbuffer()).hexdigest().encode())
+    content = archive[:-2] + _DIGEST_CHARS.to_bytes(2, "little")  # it ends with its comment, and before that its length
+    return content + hashlib.sha256(content).hexdigest().encode()
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -77,8 +75,8 @@ def is_state(model: Any) -> bool:
 
 def _check(file_content: bytes) -> None:
     """Raise ValueError, or whatever a parser does, unless these are bytes of ours that torch may read."""
-    view = memoryview(file_content)
-    if hashlib.sha256(view[:-_DIGEST_CHARS]).hexdigest().encode() != view[-_DIGEST_CHARS:]:
+    content, digest = file_content[:-_DIGEST_CHARS], file_content[-_DIGEST_CHARS:]
+    if hashlib.sha256(content).hexdigest().encode() != digest:
         raise ValueError("digest")
     with zipfile.ZipFile(io.BytesIO(file_content)) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):

@@ -265,9 +265,8 @@ def damage_archive(rng: Rng, content: bytes) -> Damaged:
         warnings.simplefilter("ignore")  # of a name that is there twice
         for i, (name, data) in enumerate(entries):
             archive.writestr(name, data, zipfile.ZIP_DEFLATED if (kind, i) == ("compressed", first) else None)
-    if kind in ("compressed", "call"):
-        seal(out)  # refused by a digest that fits, too: what they hold is dangerous, not only wrong
-    return kind, out.getvalue()
+    # What is dangerous, not only wrong, is refused with a digest that fits, too.
+    return kind, seal(out.getvalue()) if kind in ("compressed", "call") else out.getvalue()
 
 
 METRICS = [dict.fromkeys(runs.METRICS_KEYS, 0.25 + epoch) | {"epoch": epoch} for epoch in range(3)]
@@ -333,8 +332,7 @@ def test_fields_of_a_last_checkpoint(tmp_path: Path, num_epochs: int, num_damage
         kind, damaged = damage_tree(rng, last, odd_values)
         out = io.BytesIO()
         torch.save(damaged, out)
-        seal(out)
-        return kind, out.getvalue()
+        return kind, seal(out.getvalue())
 
     check_damages(path, num_damages, damage, lambda: read_last(tmp_path), is_sound_last)
 
