@@ -53,7 +53,7 @@ class FastCifar(Contender):
         self, recipe: Recipe, split: Split, data_dir: Path, device: torch.device, *, loader: str, precision: str,
         num_workers: int,
     ) -> None:  # fmt: skip
-        compiles = torch.backends.cudnn.benchmark = device.type == "cuda"  # as `train.train` sets it
+        compiles = torch.backends.cudnn.benchmark = device.type == "cuda"  # as `train.train_model` sets it
         self._trainer = Trainer(recipe, device, precision=precision, compile=compiles)
         self._recipe, self._device, self._epoch = recipe, device, 0
         indices = torch.from_numpy(split.indices)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fastcifar.files import write_json
-from fastcifar.prepare import Split, is_untouched, load_train, prepare
+from fastcifar.prepare import Split, is_untouched, load_train, prepare_data
 from fastcifar.runs import describe_environment
 from fastcifar.settings import is_bf16_fast
 
@@ -24,7 +24,7 @@ GFLOP_PER_IMAGE = 3.329
 def load_images(data_dir: Path, num_images: int | None) -> Split:
     """The first images of the training set, all of them for None; the data is prepared where there is none."""
     if is_untouched(data_dir):
-        prepare(data_dir, report=print)
+        prepare_data(data_dir, report=print)
     train = load_train(data_dir)
     return Split(train.images[:num_images], train.labels[:num_images], train.indices[:num_images])
 

@@ -34,18 +34,18 @@ def cli() -> None:
 @click.option("--force", is_flag=True, help="Write anew what is there already.")
 def prepare(data_dir: Path, source: str, force: bool) -> None:
     """Make train, val and test .beton files of CIFAR-10, or verify those that are there."""
-    from fastcifar.prepare import prepare as run_prepare
+    from fastcifar.prepare import prepare_data
 
-    run_prepare(data_dir, source, force=force, report=click.echo)
+    prepare_data(data_dir, source, force=force, report=click.echo)
 
 
 @cli.command(short_help="Check prepared data.")
 @click.argument("data_dir", type=click.Path(path_type=Path), default="data")
 def verify(data_dir: Path) -> None:
     """Check that the files in DATA_DIR are, to the last bit, CIFAR-10 as `prepare` writes it (default: data)."""
-    from fastcifar.prepare import verify as run_verify
+    from fastcifar.prepare import verify_data
 
-    run_verify(data_dir)
+    verify_data(data_dir)
     click.echo(f"{data_dir} is sound: structure, hashes and content of all three files")
 
 
@@ -80,19 +80,18 @@ def train(
     from fastcifar.console import Console
 
     with Console() as console:
-        from fastcifar.prepare import is_untouched
-        from fastcifar.prepare import prepare as run_prepare
+        from fastcifar.prepare import is_untouched, prepare_data
         from fastcifar.runs import check_unused
         from fastcifar.settings import resolve_settings
-        from fastcifar.train import train as run_training
+        from fastcifar.train import train_model
 
         if out is not None:
             check_unused(out)
         recipe = get_recipe(recipe_name)
         settings = resolve_settings(recipe, **choices)
         if is_untouched(data_dir):
-            run_prepare(data_dir, report=console.note)
-        run_dir, results = run_training(settings, data_dir, out, console)
+            prepare_data(data_dir, report=console.note)
+        run_dir, results = train_model(settings, data_dir, out, console)
     console.summarise(recipe, settings.as_config(), run_dir, results, again=_command_given())
 
 
@@ -106,7 +105,7 @@ def _resume(run_dir: Path, data_dir: Path) -> None:
     from fastcifar.console import Console
 
     with Console() as console:
-        from fastcifar.train import resume as resume_training
+        from fastcifar.train import resume_training
 
         settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, console)
     recipe = RECIPES.get(settings.recipe.name, settings.recipe)

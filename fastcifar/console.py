@@ -11,12 +11,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from fastcifar import cifar10, runs
+from fastcifar.observer import Observer
 from fastcifar.recipes import Recipe
 from fastcifar.run_list import RunSummary
 
 
-class Console:
-    """Tells a person how a run goes; an `Observer` of `train.train`."""
+class Console(Observer):
+    """Tells a person how a run goes."""
 
     def __init__(self) -> None:
         self._out = RichConsole(highlight=False, soft_wrap=True)

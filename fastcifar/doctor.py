@@ -121,13 +121,13 @@ def _check_memory() -> Check:
 
 def _check_data(data_dir: Path) -> Check:
     from fastcifar.beton import remedy
-    from fastcifar.prepare import is_prepared, verify
+    from fastcifar.prepare import is_prepared, verify_data
 
     command = f"fastcifar prepare --out {shlex.quote(str(data_dir))}"
     if not is_prepared(data_dir):
         return Check("data", False, f"{data_dir} holds none", f"{command} (`fastcifar train` does it by itself)")
     try:
-        verify(data_dir)
+        verify_data(data_dir)
     except FastcifarError as error:
         return Check("data", False, str(error).removesuffix(f": {remedy(data_dir)}"), remedy(data_dir))
     return Check("data", True, f"{data_dir} is prepared and sound")

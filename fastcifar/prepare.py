@@ -51,7 +51,7 @@ def beton_path(data_dir: Path, split: SplitName) -> Path:
     return data_dir / f"{split}.beton"
 
 
-def prepare(
+def prepare_data(
     data_dir: Path, source: str = "auto", *, force: bool = False, report: Callable[[str], None] = lambda line: None
 ) -> None:
     """Make `train.beton`, `val.beton`, `test.beton` and `manifest.json`, or verify those that are there.
@@ -70,7 +70,7 @@ def prepare(
             written, or another process prepares it.
     """
     if is_prepared(data_dir) and not force:
-        verify(data_dir)
+        verify_data(data_dir)
         report(f"{data_dir} is prepared and verified" + ("" if source == "auto" else "; --source was not used"))
         return
     with writing(data_dir):
@@ -164,7 +164,7 @@ def load_val_and_test(data_dir: Path) -> tuple[Split, Split]:
     return val, test
 
 
-def verify(data_dir: Path) -> None:
+def verify_data(data_dir: Path) -> None:
     """Check all of a data folder as loading it does.
 
     Raises:

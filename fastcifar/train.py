@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.evaluate import EvalSet, compute_logits, loss_and_accuracy
 from fastcifar.host_memory import freed_memory_kept
 from fastcifar.loader import EpochPlanner, Loader, ResidentLoader, StreamedLoader
+from fastcifar.observer import Observer
 from fastcifar.prepare import beton_path, load_train, load_val_and_test
 from fastcifar.record import Record, read_last
 from fastcifar.settings import Settings, restore_settings
@@ -26,30 +27,16 @@ from fastcifar.stop_signals import StopSignals
 from fastcifar.trainer import Trainer
 
 
-class Observer(Protocol):
-    """Is told how a run goes."""
-
-    def note(self, line: str) -> None:
-        """One line on what happens next."""
-
-    def begin(self, num_epochs: int, num_steps: int, batch_size: int) -> None:
-        """Training begins: so many epochs of so many steps."""
-
-    def step(self, epoch: int, step: int) -> None:
-        """A step was issued; both count from 0."""
-
-    def epoch(self, metrics: dict[str, Any]) -> None:
-        """An epoch ended; its line of `metrics.jsonl`."""
-
-
-def train(settings: Settings, data_dir: Path, out: Path | None, observer: Observer) -> tuple[Path, dict[str, Any]]:
+def train_model(
+    settings: Settings, data_dir: Path, out: Path | None = None, observer: Observer | None = None
+) -> tuple[Path, dict[str, Any]]:
     """Train by a recipe, evaluate, and fill a run directory.
 
     Args:
         settings: from `settings.resolve_settings`.
         data_dir: a folder that `prepare` filled.
         out: the run directory, which must not hold anything yet; None for `runs/<recipe>-<time>`.
-        observer: is told how it goes.
+        observer: is told how it goes; None for nobody.
 
     Returns:
         The run directory, and what its `results.json` holds.
@@ -59,13 +46,16 @@ def train(settings: Settings, data_dir: Path, out: Path | None, observer: Observ
             no number any more.
         Interrupted: SIGINT or SIGTERM came; the last finished epoch is saved.
     """
+    observer = observer or Observer()
     with _on_device(settings):
         parts = _Parts(settings, data_dir, observer)
         with runs.new_run_dir(out, settings.recipe.name) as run_dir:
             return run_dir, _train(parts, data_dir, run_dir, observer, None)
 
 
-def resume(run_dir: Path, data_dir: Path | None, observer: Observer) -> tuple[Settings, dict[str, Any]]:
+def resume_training(
+    run_dir: Path, data_dir: Path | None = None, observer: Observer | None = None
+) -> tuple[Settings, dict[str, Any]]:
     """Go on with a run that was stopped, with its own settings, from its last checkpoint.
 
     On a CPU of the same kind with the same torch, the weights and metrics are, to the last bit, those of the run that
@@ -74,7 +64,7 @@ def resume(run_dir: Path, data_dir: Path | None, observer: Observer) -> tuple[Se
     Args:
         run_dir: of a run that is not finished.
         data_dir: a folder that `prepare` filled; None for the one it was begun with.
-        observer: is told how it goes.
+        observer: is told how it goes; None for nobody.
 
     Returns:
         The run's settings, and what its `results.json` holds.
@@ -83,6 +73,7 @@ def resume(run_dir: Path, data_dir: Path | None, observer: Observer) -> tuple[Se
         FastcifarError: as `train`, and where the run cannot go on here.
         Interrupted: as `train`.
     """
+    observer = observer or Observer()
     with runs.interrupted_run_dir(run_dir):
         checkpoint = read_last(run_dir)
         try:

@@ -7,7 +7,7 @@ import pytest
 
 from fastcifar.errors import FastcifarError
 from fastcifar.local_copies import Dataset
-from fastcifar.prepare import prepare
+from fastcifar.prepare import prepare_data
 from fastcifar.sources import load_source
 
 
@@ -16,7 +16,7 @@ def tiny_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     source = containers.write_folder(containers.binary_files(), folder / "cifar-10-batches-bin")
     with containers.tiny_cifar10():
-        prepare(folder / "data", str(source))
+        prepare_data(folder / "data", str(source))
     return folder / "data"
 
 

@@ -26,19 +26,10 @@ from fastcifar.checkpoint import load_checkpoint
 from fastcifar.files import is_leftover
 from fastcifar.recipes import get_recipe
 from fastcifar.settings import resolve_settings
-from fastcifar.train import resume, train
+from fastcifar.train import resume_training, train_model
 
 NUM_EPOCHS = 3
 _TIMINGS = ("seconds", "img_per_s")
-
-
-class Silent:
-    """An observer that says nothing."""
-
-    def note(self, line: str) -> None: ...
-    def begin(self, num_epochs: int, num_steps: int, batch_size: int) -> None: ...
-    def step(self, epoch: int, step: int) -> None: ...
-    def epoch(self, metrics: dict[str, Any]) -> None: ...
 
 
 def forked(work: Callable[[], object], kill_after_s: float | None = None) -> int:
@@ -61,7 +52,7 @@ def train_anew(data: Path, run_dir: Path) -> None:
     """The training that all of this is about."""
     recipe = get_recipe("sgd92")
     settings = resolve_settings(recipe, epochs=NUM_EPOCHS, batch_size=8, device="cpu", precision="fp32")
-    train(settings, data, run_dir, Silent())
+    train_model(settings, data, run_dir)
 
 
 def count_syncs(kill_at: int | None) -> list[int]:
@@ -131,7 +122,7 @@ def finish(data: Path, run_dir: Path) -> str:
         assert forked(lambda: train_anew(data, run_dir)) == 0
         return "begun anew"
     num_epochs = load_checkpoint(run_dir / runs.LAST)["num_epochs"]
-    assert forked(lambda: resume(run_dir, None, Silent())) == 0
+    assert forked(lambda: resume_training(run_dir)) == 0
     return f"resumed after epoch {num_epochs}"
 
 

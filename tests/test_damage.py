@@ -29,7 +29,7 @@ from fastcifar import beton, cifar10, runs
 from fastcifar.checkpoint import load_checkpoint, save_checkpoint, seal
 from fastcifar.cifar10 import SPLITS, SplitName
 from fastcifar.errors import FastcifarError
-from fastcifar.prepare import Split, beton_path, load_train, load_val_and_test, verify
+from fastcifar.prepare import Split, beton_path, load_train, load_val_and_test, verify_data
 from fastcifar.record import read_last
 
 Item = TypeVar("Item")
@@ -205,7 +205,7 @@ def test_beton_files(tiny_data: Path, split: SplitName, num_damages: int) -> Non
 @many(80, 800)
 def test_manifests(tiny_data: Path, num_damages: int) -> None:
     def read() -> list[Split]:
-        verify(tiny_data)
+        verify_data(tiny_data)
         return [load_train(tiny_data), *load_val_and_test(tiny_data)]
 
     path, original = tiny_data / "manifest.json", read()

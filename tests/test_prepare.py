@@ -13,7 +13,7 @@ from fastcifar import beton, cifar10
 from fastcifar import prepare as prepare_module
 from fastcifar.errors import FastcifarError
 from fastcifar.local_copies import Dataset
-from fastcifar.prepare import is_untouched, load_train, load_val_and_test, prepare, verify
+from fastcifar.prepare import is_untouched, load_train, load_val_and_test, prepare_data, verify_data
 
 FILES = {"train.beton", "val.beton", "test.beton", "manifest.json"}
 
@@ -39,7 +39,7 @@ def test_splits_are_the_source_in_its_order(tiny_data: Path) -> None:
 def test_a_second_call_verifies_and_writes_nothing(tiny_data: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in tiny_data.iterdir()}
     lines: list[str] = []
-    prepare(tiny_data, "/nowhere", report=lines.append)
+    prepare_data(tiny_data, "/nowhere", report=lines.append)
     assert lines == [f"{tiny_data} is prepared and verified; --source was not used"]
     assert {path.name: path.stat().st_mtime_ns for path in tiny_data.iterdir()} == before
 
@@ -47,7 +47,7 @@ def test_a_second_call_verifies_and_writes_nothing(tiny_data: Path) -> None:
 def test_force_writes_the_same_bytes_anew(tiny_data: Path, tmp_path: Path) -> None:
     before = {name: (tiny_data / name).read_bytes() for name in FILES - {"manifest.json"}}
     (tiny_data / "val.beton").write_bytes(b"damaged")
-    prepare(tiny_data, source(tmp_path), force=True)
+    prepare_data(tiny_data, source(tmp_path), force=True)
     assert {path.name for path in tiny_data.iterdir()} == FILES
     assert {name: (tiny_data / name).read_bytes() for name in before} == before
     manifest = json.loads((tiny_data / "manifest.json").read_text())
@@ -69,12 +69,12 @@ def test_a_failure_half_way_leaves_nothing_new(tmp_path: Path, monkeypatch: pyte
         with monkeypatch.context() as patch:
             patch.setattr(beton, "write_beton", write)
             with pytest.raises(FastcifarError, match=rf"cannot write {data}: No space left on device"):
-                prepare(data, source(tmp_path))
+                prepare_data(data, source(tmp_path))
         assert list(data.iterdir()) == []
         (data / ".preparing").mkdir()  # what SIGKILL would have left
         (data / ".preparing" / "train.beton").write_bytes(b"half")
         assert is_untouched(data)
-        prepare(data, str(tmp_path / "package"))
+        prepare_data(data, str(tmp_path / "package"))
         assert {path.name for path in data.iterdir()} == FILES
         assert not is_untouched(data)
 
@@ -88,16 +88,16 @@ def test_a_manifest_that_cannot_be_written_replaces_nothing(
     before = {path.name: path.stat().st_ino for path in tiny_data.iterdir()}
     monkeypatch.setattr(prepare_module, "write_json", fail)
     with pytest.raises(FastcifarError, match=r"manifest\.json: No space left on device"):
-        prepare(tiny_data, source(tmp_path), force=True)
+        prepare_data(tiny_data, source(tmp_path), force=True)
     assert {path.name: path.stat().st_ino for path in tiny_data.iterdir()} == before
-    verify(tiny_data)
+    verify_data(tiny_data)
 
 
 def test_a_file_that_reads_back_differently_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real_write = beton.write_beton
     monkeypatch.setattr(beton, "write_beton", lambda path, images, labels: real_write(path, 255 - images, labels))
     with containers.tiny_cifar10(), pytest.raises(FastcifarError, match="does not read back as it was written"):
-        prepare(tmp_path / "data", source(tmp_path))
+        prepare_data(tmp_path / "data", source(tmp_path))
     assert list((tmp_path / "data").iterdir()) == []
 
 
@@ -107,10 +107,10 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     (data / "val.beton").write_text("precious")
     with containers.tiny_cifar10():
         with pytest.raises(FastcifarError, match=r"val\.beton is there, but no manifest\.json of ours: give another"):
-            prepare(data, source(tmp_path))
+            prepare_data(data, source(tmp_path))
         assert (data / "val.beton").read_text() == "precious"
-        prepare(data, str(tmp_path / "package"), force=True)
-        verify(data)
+        prepare_data(data, str(tmp_path / "package"), force=True)
+        verify_data(data)
 
 
 def test_a_folder_in_the_way_is_noticed_before_anything_is_replaced(tiny_data: Path, tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_folder_in_the_way_is_noticed_before_anything_is_replaced(tiny_data: P
     (tiny_data / "val.beton").mkdir()
     before = (tiny_data / "manifest.json").read_bytes()
     with pytest.raises(FastcifarError, match=r"cannot write .*val\.beton: a folder is in the way"):
-        prepare(tiny_data, source(tmp_path), force=True)
+        prepare_data(tiny_data, source(tmp_path), force=True)
     assert (tiny_data / "manifest.json").read_bytes() == before
 
 
@@ -128,7 +128,7 @@ def test_two_at_once(tmp_path: Path) -> None:
     other = os.open(data, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
     with containers.tiny_cifar10(), pytest.raises(FastcifarError, match=f"another process is preparing {data}"):
-        prepare(data, source(tmp_path))
+        prepare_data(data, source(tmp_path))
     os.close(other)
 
 
@@ -139,7 +139,7 @@ def test_a_flipped_bit_anywhere_is_refused(tiny_data: Path, name: str, offset: i
     content[offset] ^= 1
     (tiny_data / name).write_bytes(content)
     with pytest.raises(FastcifarError, match=rf"{tiny_data / name} is damaged \(.+\): make it anew"):
-        verify(tiny_data)
+        verify_data(tiny_data)
 
 
 def test_a_swapped_file_is_refused(tiny_data: Path) -> None:
@@ -147,13 +147,13 @@ def test_a_swapped_file_is_refused(tiny_data: Path) -> None:
     (tiny_data / "test.beton").rename(tiny_data / "val.beton")
     (tiny_data / "x").rename(tiny_data / "test.beton")
     with pytest.raises(FastcifarError, match=r"val\.beton is damaged \(its content_sha256 is not the manifest's\)"):
-        verify(tiny_data)
+        verify_data(tiny_data)
 
 
 def test_a_missing_file_is_named(tiny_data: Path) -> None:
     (tiny_data / "test.beton").unlink()
     with pytest.raises(FastcifarError, match=r"cannot read .*test\.beton: No such file"):
-        verify(tiny_data)
+        verify_data(tiny_data)
 
 
 def test_an_unprepared_folder_says_what_to_run(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_an_edited_manifest_is_refused(tiny_data: Path, name: str) -> None:
     path = tiny_data / "manifest.json"
     path.write_text(json.dumps(edit(json.loads(path.read_text()), name)))
     with pytest.raises(FastcifarError, match=r"manifest\.json is damaged or stale"):
-        verify(tiny_data)
+        verify_data(tiny_data)
 
 
 def test_a_mask_that_names_other_images_is_refused(tiny_data: Path) -> None:
@@ -203,13 +203,13 @@ def test_a_mask_that_names_other_images_is_refused(tiny_data: Path) -> None:
     manifest["val_mask"] = np.packbits(np.arange(20) < 10).tobytes().hex()
     path.write_text(json.dumps(manifest))
     with pytest.raises(FastcifarError, match=r"manifest\.json is damaged \(val_mask\)"):
-        verify(tiny_data)
+        verify_data(tiny_data)
 
 
 def test_a_manifest_that_is_no_json_is_refused(tiny_data: Path) -> None:
     (tiny_data / "manifest.json").write_text("{")
     with pytest.raises(FastcifarError, match=r"manifest\.json is damaged: it is not valid JSON: make it anew"):
-        verify(tiny_data)
+        verify_data(tiny_data)
 
 
 @pytest.mark.network
@@ -217,7 +217,7 @@ def test_real_data_decodes_with_stock_ffcv_to_the_published_digests(real_dataset
     import warnings
 
     data = tmp_path / "data"
-    prepare(data)
+    prepare_data(data)
     decoded = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -239,4 +239,4 @@ def test_real_data_decodes_with_stock_ffcv_to_the_published_digests(real_dataset
 
     halves = [np.concatenate(part) for part in zip(decoded["val"], decoded["test"], strict=True)]
     assert records(*halves) == records(real_dataset.test_images, real_dataset.test_labels)
-    verify(data)
+    verify_data(data)

@@ -17,7 +17,7 @@ from test_train import Listener, run, tiny_settings
 from fastcifar import runs
 from fastcifar.checkpoint import load_checkpoint, save_checkpoint
 from fastcifar.errors import FastcifarError, Interrupted
-from fastcifar.train import resume
+from fastcifar.train import resume_training
 
 TESTS = Path(__file__).parent
 
@@ -36,7 +36,7 @@ def test_a_resumed_run_equals_the_one_never_stopped(tiny_data: Path, tmp_path: P
     interrupt(tiny_data, out, (1, 1), **choices)
     torch.set_num_threads(1)  # the recorded count is restored
     listener = Listener()
-    settings, results = resume(out, None, listener)
+    settings, results = resume_training(out, None, listener)
     assert settings == tiny_settings(**choices)
     assert listener.epochs[0]["epoch"] == 1
     assert_same_run(out, tmp_path / "whole")
@@ -51,10 +51,10 @@ def test_a_run_can_be_stopped_again_and_its_time_adds_up(tiny_data: Path, tmp_pa
     interrupt(tiny_data, out, (0, 2))
     listener.stop_at = (2, 4)
     with pytest.raises(Interrupted, match="2 finished epochs are saved"):
-        resume(out, tiny_data, listener)
+        resume_training(out, tiny_data, listener)
     assert listener.steps[0] == (0, 0)
     before = load_checkpoint(out / "last.pt")["seconds"]
-    _, results = resume(out, tiny_data, Listener())
+    _, results = resume_training(out, tiny_data, Listener())
     assert results["seconds"] > before > 0
     assert_same_run(out, tmp_path / "whole")
 
@@ -143,7 +143,7 @@ def test_what_cannot_go_on_is_refused(stopped: Path, name: str) -> None:
     change, message = REFUSALS[name]
     change(stopped)
     with pytest.raises(FastcifarError) as caught:
-        resume(stopped, None, Listener())
+        resume_training(stopped, None, Listener())
     assert str(stopped) in str(caught.value)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -151,12 +151,12 @@ def test_what_cannot_go_on_is_refused(stopped: Path, name: str) -> None:
 
 def test_a_run_that_is_still_going_is_refused(stopped: Path) -> None:
     with runs.interrupted_run_dir(stopped), pytest.raises(FastcifarError, match="is still being trained by another"):
-        resume(stopped, None, Listener())
+        resume_training(stopped, None, Listener())
 
 
 def test_a_signal_in_a_resumed_run_names_the_way_on(stopped: Path) -> None:
     listener = Listener()
     listener.stop_at = (1, 0)
     with pytest.raises(Interrupted, match=rf"1 finished epochs .* `fastcifar train --resume {stopped}`") as caught:
-        resume(stopped, None, listener)
+        resume_training(stopped, None, listener)
     assert caught.value.signal_number == signal.SIGINT

@@ -24,23 +24,21 @@ from fastcifar.checkpoint import load_checkpoint
 from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.evaluate import compute_logits, loss_and_accuracy
 from fastcifar.loader import EpochPlanner
+from fastcifar.observer import Observer
 from fastcifar.prepare import load_train, load_val_and_test
 from fastcifar.recipes import get_recipe
 from fastcifar.settings import Settings, resolve_settings
-from fastcifar.train import resume, train
+from fastcifar.train import resume_training, train_model
 from fastcifar.trainer import Trainer
 
 
-class Listener:
+class Listener(Observer):
     """Keeps what it is told; may do something at a step."""
 
     def __init__(self) -> None:
         self.epochs: list[dict[str, Any]] = []
         self.steps: list[tuple[int, int]] = []
         self.stop_at: tuple[int, int] | None = None
-
-    def note(self, line: str) -> None:
-        pass
 
     def begin(self, num_epochs: int, num_steps: int, batch_size: int) -> None:
         self.begun = (num_epochs, num_steps, batch_size)
@@ -60,7 +58,7 @@ def tiny_settings(**choices: Any) -> Settings:
 
 
 def run(data: Path, out: Path, listener: Listener | None = None, **choices: Any) -> dict[str, Any]:
-    run_dir, results = train(tiny_settings(**choices), data, out, listener or Listener())
+    run_dir, results = train_model(tiny_settings(**choices), data, out, listener or Listener())
     assert run_dir == out
     return results
 
@@ -313,15 +311,15 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_elsewhere(tiny_data: Path, 
         assert not [path for path in out.iterdir() if path.name.endswith(".tmp")]
         shutil.copytree(out, tmp_path / "run")
         with pytest.raises(FastcifarError, match="No space left on device"):
-            resume(out, None, Listener())
+            resume_training(out, None, Listener())
         subprocess.run(["mount", "-o", "remount,ro", small], check=True)
         with pytest.raises(FastcifarError, match=r"cannot write .*: Read-only file system"):
-            resume(out, None, Listener())
+            resume_training(out, None, Listener())
         with pytest.raises(FastcifarError, match=rf"cannot write {small}/new: Read-only file system"):
             run(tiny_data, small / "new")
     finally:
         subprocess.run(["umount", small], check=True)
-    assert resume(tmp_path / "run", None, Listener())[1]["last"]["epoch"] == 2
+    assert resume_training(tmp_path / "run", None, Listener())[1]["last"]["epoch"] == 2
 
 
 def test_a_failing_compiler_is_one_line(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +354,7 @@ def test_a_run_on_cuda_is_stopped_and_resumed(tiny_data: Path, tmp_path: Path, c
     listener.stop_at = (1, 1)
     with pytest.raises(Interrupted):
         run(tiny_data, tmp_path / "run", listener, device="auto", precision="bf16", **choices)
-    settings, results = resume(tmp_path / "run", None, Listener())
+    settings, results = resume_training(tmp_path / "run", None, Listener())
     assert settings.device == "cuda:0"
     assert results["last"]["epoch"] == 2
     if choices.get("deterministic"):

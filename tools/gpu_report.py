@@ -31,11 +31,11 @@ from fastcifar.augment import NUM_LEVELS, Params, crop_flip_rotate, draw_params 
 from fastcifar.console import Console  # noqa: E402
 from fastcifar.files import read_json, replacing, write_json  # noqa: E402
 from fastcifar.loader import EpochPlanner, ResidentLoader  # noqa: E402
-from fastcifar.prepare import Split, is_untouched, prepare  # noqa: E402
+from fastcifar.prepare import Split, is_untouched, prepare_data  # noqa: E402
 from fastcifar.recipes import RECIPES, Recipe  # noqa: E402
 from fastcifar.runs import LAST, RESULTS  # noqa: E402
 from fastcifar.settings import resolve_settings  # noqa: E402
-from fastcifar.train import resume, train  # noqa: E402
+from fastcifar.train import resume_training, train_model  # noqa: E402
 from fastcifar.trainer import Trainer  # noqa: E402
 
 Result = dict[str, Any]
@@ -276,9 +276,9 @@ def train_in_full(name: str) -> Callable[[Options], Result]:
                 )  # fmt: skip
                 with Console() as console:
                     if (run_dir / LAST).exists():  # the stage was cut off
-                        resume(run_dir, options.data_dir, console)
+                        resume_training(run_dir, options.data_dir, console)
                     else:
-                        train(settings, options.data_dir, run_dir, console)
+                        train_model(settings, options.data_dir, run_dir, console)
             rows.append({"seed": seed, **read_json(run_dir / RESULTS)})
         accuracies = {
             key: [row["last"][key] for row in rows] for key in ("test_accuracy", "test_accuracy_augmented")
@@ -381,9 +381,9 @@ def _describe(name: str, stage: Result) -> list[str]:
 def main(stages: tuple[str, ...], device: str, **options: Any) -> None:
     """Run the stages that are not finished yet, then write the report."""
     chosen = Options(device=choose_device(device), **options)
-    torch.backends.cudnn.benchmark = True  # as `train.train` sets it
+    torch.backends.cudnn.benchmark = True  # as `train.train_model` sets it
     if is_untouched(chosen.data_dir):
-        prepare(chosen.data_dir, report=click.echo)
+        prepare_data(chosen.data_dir, report=click.echo)
     for name in stages or STAGES:
         path = chosen.out / f"{name}.json"
         if path.exists():
