@@ -9,9 +9,8 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -79,7 +78,7 @@ class FastCifar(Contender):
         """The loader's own epoch, a new one at each call, with the memory setting that training has on a CPU."""
         self._trainer.begin_epoch()
         self._epoch += 1
-        with freed_memory_kept() if self._device.type == "cpu" else nullcontext():
+        with freed_memory_kept(self._device.type):
             yield from self._loader.epoch(self._epoch - 1)
 
     def step(self, images: Tensor, labels: Tensor) -> None:
@@ -296,21 +295,31 @@ def _resident_eager(
     return ResidentEager(recipe, split, device, precision=precision)
 
 
-# Each is built of a recipe with the batch size to measure; the split to train on, the first images of the training
-# set; the prepared data it is from; the device; the precision of all but the published one; and the loaders' workers.
-CONTENDERS: dict[str, Build] = {
-    "published": _dataloader(is_tuned=False),
-    "tuned PyTorch": _dataloader(is_tuned=True),
-    "stock FFCV": _stock_ffcv,
-    "resident eager": _resident_eager,
-    "fastcifar streamed": functools.partial(FastCifar, loader="streamed"),
-    "fastcifar resident": functools.partial(FastCifar, loader="resident"),
-}
-NOTES = {
-    "published": "DataLoader, PIL; eager, fp32, NCHW",
-    "tuned PyTorch": "DataLoader, PIL; {precision}, channels-last, fused optimizer",
-    "stock FFCV": "flip + translate, no rotation; {precision}, channels-last",
-    "resident eager": "crop + flip + rotation by grid_sample; {precision}, channels-last",
-    "fastcifar streamed": "FFCV and numba; {precision}, channels-last",
-    "fastcifar resident": "one integer gather; {precision}, channels-last",
+class Approach(NamedTuple):
+    """A contender's kind.
+
+    Attributes:
+        note: what it is, in a line that names the precision.
+        build: from a recipe with the batch size to measure; the split to train on, the first images of the training
+            set; the prepared data it is from; the device; the precision of all but the published one; and the loaders'
+            workers.
+    """
+
+    note: str
+    build: Build
+
+
+CONTENDERS = {
+    "published": Approach("DataLoader, PIL; eager, fp32, NCHW", _dataloader(is_tuned=False)),
+    "tuned PyTorch": Approach(
+        "DataLoader, PIL; {precision}, channels-last, fused optimizer", _dataloader(is_tuned=True)
+    ),
+    "stock FFCV": Approach("flip + translate, no rotation; {precision}, channels-last", _stock_ffcv),
+    "resident eager": Approach("crop + flip + rotation by grid_sample; {precision}, channels-last", _resident_eager),
+    "fastcifar streamed": Approach(
+        "FFCV and numba; {precision}, channels-last", functools.partial(FastCifar, loader="streamed")
+    ),
+    "fastcifar resident": Approach(
+        "one integer gather; {precision}, channels-last", functools.partial(FastCifar, loader="resident")
+    ),
 }

@@ -107,7 +107,7 @@ def _serve(connection: Connection, name: str) -> None:
             if isinstance(order, Task):
                 task, contender = order, None  # the former one's memory is free before the next one is built
                 torch._dynamo.reset()
-                contender = CONTENDERS[name](
+                contender = CONTENDERS[name].build(
                     task.recipe, task.split, task.data_dir, task.device, precision=task.precision,
                     num_workers=task.num_workers,
                 )  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from baselines import CONTENDERS, NOTES
+from baselines import CONTENDERS
 from isolated import IsolatedContender, Task, Timing
 from matplotlib.figure import Figure
 from measure import (
@@ -35,17 +35,17 @@ _TIMED_STEPS = 3  # a round on a CPU; on a GPU a whole epoch is timed
 
 
 def measure_recipe(
-    contenders: dict[str, IsolatedContender], task: Task, *, rounds: int, ceiling_img_per_s: float
-) -> dict[str, Any]:
-    """Time every contender on a recipe, in rounds."""
+    contenders: dict[str, IsolatedContender], failures: dict[str, str], task: Task, *, rounds: int,
+    ceiling_img_per_s: float,
+) -> dict[str, Any]:  # fmt: skip
+    """Time every contender on a recipe, in rounds; those that fail move to `failures`, with the reason."""
     recipe = task.recipe
     print(f"{recipe.name}, batch size {recipe.batch_size}: building the contenders", flush=True)
-    failures: dict[str, str] = {}
 
-    def tried(name: str, work: Callable[[], Any]) -> Any:
+    def tried(name: str, work: Callable[..., Any], *arguments: Any) -> Any:
         """What `work` returns; a contender that fails is out, the others go on."""
         try:
-            return work()
+            return work(*arguments)
         except RuntimeError as error:
             print(f"  {error}", flush=True)
             failures[name] = str(error)
@@ -54,7 +54,7 @@ def measure_recipe(
 
     is_cuda = task.device.type == "cuda"
     for name, contender in list(contenders.items()):
-        tried(name, lambda contender=contender: contender.begin(task))  # type: ignore[misc]
+        tried(name, contender.begin, task)
         if is_cuda and name in contenders:  # compilers time kernels, so they must have the device for themselves
             tried(name, contender.wait)
     for name, contender in list(contenders.items()):
@@ -65,7 +65,7 @@ def measure_recipe(
     for number in range(-1, rounds):  # the first round warms caches, compilers and clocks, and does not count
         for name, contender in list(contenders.items()):
             count = 1 if num_steps and number < 0 else num_steps
-            timing = tried(name, lambda contender=contender, count=count: contender.time_round(count))  # type: ignore[misc]
+            timing = tried(name, contender.time_round, count)
             if timing is not None and number >= 0:
                 timings[name].append(timing)
         print(f"  round {number + 1} of {rounds} done", flush=True)
@@ -78,7 +78,7 @@ def measure_recipe(
         rate = spread(rates)
         rows.append({
             "name": name,
-            "note": NOTES[name].format(precision=task.precision),
+            "note": CONTENDERS[name].note.format(precision=task.precision),
             "img_per_s": rate,
             "s_per_epoch": len(task.split.labels) // recipe.batch_size * recipe.batch_size / rate["median"],
             # Round by round, because both halves of a pair met the same machine.
@@ -88,7 +88,7 @@ def measure_recipe(
             "peak_memory_gib": max(timing.peak_memory_gib for timing in timings[name]),
         })  # fmt: skip
     return {"recipe": recipe.name, "batch_size": recipe.batch_size, "precision": task.precision, "contenders": rows,
-            "failures": failures}  # fmt: skip
+            "failures": dict(failures)}  # fmt: skip
 
 
 def show(result: dict[str, Any]) -> None:
@@ -156,6 +156,7 @@ def main(
         flush=True,
     )
     results = []
+    failures: dict[str, str] = {}
     with ExitStack() as stack:
         contenders = {name: stack.enter_context(closing(IsolatedContender(name))) for name in CONTENDERS}
         for name in recipe_names or RECIPES:
@@ -165,7 +166,9 @@ def main(
                     recipe if batch_size is None else dataclasses.replace(recipe, batch_size=batch_size), split,
                     data_dir, device, precision, machine["num_cpus"] if num_workers is None else num_workers,
                 )  # fmt: skip
-                result = measure_recipe(contenders, task, rounds=rounds, ceiling_img_per_s=ceiling["img_per_s"])
+                result = measure_recipe(
+                    contenders, failures, task, rounds=rounds, ceiling_img_per_s=ceiling["img_per_s"]
+                )
                 show(result)
                 results.append(result)
                 if out is not None:  # what is measured is kept, whatever comes next

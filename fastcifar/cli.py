@@ -68,6 +68,7 @@ def verify(data_dir: Path) -> None:
               help="auto is bf16 autocast where the hardware is fast at it.")  # fmt: skip
 @click.option("--compile/--no-compile", default=None, help="torch.compile the step.  [default: on CUDA only]")
 @click.option("--deterministic", is_flag=True, help="The same bits each time on the same machine, on CUDA too.")
+@click.option("--sync-bn", is_flag=True, help="Under torchrun: batch norm's statistics over all GPUs.")
 def train(
     recipe_name: str | None, run_dir: Path | None, data_dir: Path, out: Path | None, **choices: Any
 ) -> None:
@@ -78,21 +79,18 @@ def train(
     if recipe_name is None:
         raise click.UsageError(f"Missing option '--recipe'. Choose from: {', '.join(RECIPES)}")
     from fastcifar.console import Console
+    from fastcifar.distributed import read_world
 
-    with Console() as console:
-        from fastcifar.prepare import is_untouched, prepare_data
-        from fastcifar.runs import check_unused
+    is_main = read_world().is_main
+    with Console(is_silent=not is_main) as console:
         from fastcifar.settings import resolve_settings
         from fastcifar.train import train_model
 
-        if out is not None:
-            check_unused(out)
         recipe = get_recipe(recipe_name)
         settings = resolve_settings(recipe, **choices)
-        if is_untouched(data_dir):
-            prepare_data(data_dir, report=console.note)
         run_dir, results = train_model(settings, data_dir, out, console)
-    console.summarise(recipe, settings.as_config(), run_dir, results, again=_command_given())
+    if is_main:
+        console.summarise(recipe, settings.as_config(), run_dir, results, again=_command_given())
 
 
 def _resume(run_dir: Path, data_dir: Path) -> None:
@@ -103,13 +101,16 @@ def _resume(run_dir: Path, data_dir: Path) -> None:
             option = name.removesuffix("_name").replace("_", "-")
             raise click.UsageError(f"--resume goes on with the run's own settings: leave out --{option}")
     from fastcifar.console import Console
+    from fastcifar.distributed import read_world
 
-    with Console() as console:
+    is_main = read_world().is_main
+    with Console(is_silent=not is_main) as console:
         from fastcifar.train import resume_training
 
         settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, console)
     recipe = RECIPES.get(settings.recipe.name, settings.recipe)
-    console.summarise(recipe, settings.as_config(), run_dir, results, again=_command_of(settings, recipe))
+    if is_main:
+        console.summarise(recipe, settings.as_config(), run_dir, results, again=_command_of(settings, recipe))
 
 
 def _command_of(settings: "Settings", recipe: Recipe) -> str:

@@ -19,7 +19,7 @@ from fastcifar.run_list import RunSummary
 class Console(Observer):
     """Tells a person how a run goes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_silent: bool = False) -> None:
         self._out = RichConsole(highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -30,7 +30,7 @@ class Console(Observer):
             TextColumn("left"),
             TimeRemainingColumn(compact=True),
             console=self._out,
-            disable=not self._out.is_terminal,
+            disable=is_silent or not self._out.is_terminal,
             transient=True,
         )
         self._task = self._progress.add_task("", total=None, rate="")

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastcifar.augment import build_geometry, choose_subset, draw_params, gather_augmented, normalise
+from fastcifar.cifar10 import NUM_CLASSES
+from fastcifar.distributed import ALONE, World
 from fastcifar.prepare import Split
 from fastcifar.recipes import Recipe
 
@@ -62,8 +64,11 @@ def compute_logits(
     precision: str,
     geometry: Tensor | None = None,
     compile: bool = False,  # noqa: A002
+    world: World = ALONE,
 ) -> Tensor:
     """Classify every image exactly once.
+
+    The ranks of a world take turns at whole batches, so the result is the same for any number of them.
 
     Args:
         model: takes `(B, 3, 32, 32)`, returns `(B, 10)`; its training mode is restored.
@@ -73,23 +78,26 @@ def compute_logits(
         precision: "bf16" for autocast, or "fp32".
         geometry: `(N, 9)` int32 from `augment.build_geometry` to augment the images; None for clean ones.
         compile: whether torch.compile builds the pass, which is worth it where many are made.
+        world: whose ranks all call this, with the same arguments.
 
     Returns:
-        `(N, 10)` float32 logits on the model's device.
+        `(N, 10)` float32 logits on the model's device, on every rank.
     """
     classify = _compiled() if compile else _classify
     was_training = model.training
     model.eval()
-    logits = []
     size = min(_MAX_BATCH_SIZE, len(images))
-    for start in range(0, len(images), size):
+    starts = range(0, len(images), size)
+    logits = torch.zeros((len(starts) * size, NUM_CLASSES), device=images.device)
+    for start in starts[world.rank :: world.size]:
         # Positions beyond the end repeat the last image; their logits are cut off below.
         positions = torch.arange(start, start + size, device=images.device).clamp_(max=len(images) - 1)
         batch = images[positions] if geometry is None else gather_augmented(images, positions, geometry[positions])
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            logits.append(classify(model, batch, mean, std))
+            logits[start : start + size] = classify(model, batch, mean, std)
     model.train(was_training)
-    return torch.cat(logits)[: len(images)]
+    world.sum(logits)  # of zeros and one rank's
+    return logits[: len(images)]
 
 
 def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:

@@ -16,10 +16,10 @@ _KEPT_MMAP_THRESHOLD, _NEVER = 1 << 30, -1
 
 
 @contextlib.contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Keep freed memory in the process until this is left; elsewhere than with glibc nothing happens."""
+def freed_memory_kept(device_type: str) -> Iterator[None]:
+    """Keep freed memory in the process until this is left, if the device is "cpu" and the allocator glibc's."""
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
+    if device_type != "cpu" or not hasattr(libc, "mallopt"):
         yield
         return
     libc.mallopt(_MMAP_THRESHOLD, _KEPT_MMAP_THRESHOLD)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastcifar.augment import build_geometry, draw_order, draw_params, gather_augmented
 from fastcifar.cifar10 import IMAGE_SIZE
+from fastcifar.distributed import ALONE, World
 
 Batch = tuple[Tensor, Tensor]  # (B, 32, 32, 3) uint8 images, (B,) int64 labels, both on the loader's device
 Batches = Generator[Batch]
@@ -43,26 +44,36 @@ class EpochPlanner:
 
     Args:
         indices: `(N,)` int64 global sample indices of the images to train on.
-        batch_size: images a step.
+        batch_size: images a step, over all ranks; the world's size divides it.
         seed: of order and augmentation.
         padding: of the crop.
         max_angle_deg: of the rotation.
+        world: whose rank takes its share of every batch.
+
+    Attributes:
+        num_steps: full batches an epoch.
+        rank_batch_size: images a step on this rank.
     """
 
-    def __init__(self, indices: Tensor, batch_size: int, *, seed: int, padding: int, max_angle_deg: float) -> None:
+    def __init__(
+        self, indices: Tensor, batch_size: int, *, seed: int, padding: int, max_angle_deg: float,
+        world: World = ALONE,
+    ) -> None:  # fmt: skip
         self.indices = indices
-        self.batch_size = batch_size
         self.num_steps = len(indices) // batch_size
+        self.rank_batch_size = batch_size // world.size
+        self._batch_size, self._world = batch_size, world
         self._seed, self._padding, self._max_angle_deg = seed, padding, max_angle_deg
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """What the epoch visits.
+        """What the epoch visits on this rank: of every batch an equal share, the batches the same for any world.
 
         Returns:
-            `(num_steps * batch_size,)` int64 positions in `indices`, and `(num_steps * batch_size, 9)` int32
+            `(num_steps * rank_batch_size,)` int64 positions in `indices`, and `(num_steps * rank_batch_size, 9)` int32
             geometry for `gather_augmented`.
         """
-        order = draw_order(self._seed, epoch, self.indices)[: self.num_steps * self.batch_size]
+        order = draw_order(self._seed, epoch, self.indices)[: self.num_steps * self._batch_size]
+        order = order.view(self.num_steps, self._world.size, -1)[:, self._world.rank].flatten()
         params = draw_params(
             self._seed, epoch, self.indices[order], padding=self._padding, max_angle_deg=self._max_angle_deg
         )
@@ -88,7 +99,7 @@ class ResidentLoader:
         """The batches of an epoch, each augmented when it is taken."""
         order, geometry = self._planner.plan(epoch)
         labels = self._labels[order]
-        size = self._planner.batch_size
+        size = self._planner.rank_batch_size
         for start in range(0, len(order), size):
             batch = slice(start, start + size)
             yield self._gather(self._images, order[batch], geometry[batch]), labels[batch]
@@ -111,7 +122,7 @@ class StreamedLoader:
         from fastcifar.ffcv_stream import FfcvStream  # FFCV takes seconds to import
 
         self._positions, self._planner, self._device = positions, planner, device
-        self._stream = FfcvStream(path, planner.batch_size, num_workers)
+        self._stream = FfcvStream(path, planner.rank_batch_size, num_workers)
         self.num_steps = planner.num_steps
 
     def epoch(self, epoch: int) -> Batches:
@@ -130,7 +141,7 @@ class StreamedLoader:
         A pinned slot is reused only once the device has fetched it; with two of them the host prepares a batch while
         the device is still busy with the one before.
         """
-        size = self._planner.batch_size
+        size = self._planner.rank_batch_size
         slots = [
             (torch.empty((size, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, pin_memory=True),
              torch.empty(size, dtype=torch.int64, pin_memory=True),

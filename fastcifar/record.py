@@ -27,6 +27,7 @@ class Record:
         run_dir: where to write; locked by the caller.
         trainer: whose state is kept. It is set to the checkpoint's if there is one.
         checkpoint: to go on from, as `read_last` gives it; None for a new run.
+        writes: whether anything is written; of several ranks one does.
 
     Attributes:
         metrics: of every finished epoch, as in `metrics.jsonl`.
@@ -37,11 +38,12 @@ class Record:
     """
 
     def __init__(
-        self, settings: Settings, data_dir: Path, run_dir: Path, trainer: Trainer, checkpoint: dict[str, Any] | None
-    ) -> None:
+        self, settings: Settings, data_dir: Path, run_dir: Path, trainer: Trainer, checkpoint: dict[str, Any] | None,
+        *, writes: bool = True,
+    ) -> None:  # fmt: skip
         self.metrics: list[dict[str, Any]] = []
         self.best: dict[str, Any] = {}
-        self._trainer, self._run_dir = trainer, run_dir
+        self._trainer, self._run_dir, self._writes = trainer, run_dir, writes
         self._common = {
             "settings": settings.as_config(),
             "normalisation": {"mean": list(settings.recipe.mean), "std": list(settings.recipe.std)},
@@ -68,7 +70,7 @@ class Record:
     def __enter__(self) -> None:
         self._unsaved = self._trainer.state()
         self._save()
-        runs.write_metrics(self._run_dir, self.metrics)
+        self._write_metrics()
 
     def __exit__(self, *_: object) -> None:
         self._save()
@@ -86,15 +88,19 @@ class Record:
     def finish_epoch(self, metrics: dict[str, Any]) -> None:
         """Record an epoch that is finished and evaluated."""
         self.metrics.append(metrics)
-        runs.write_metrics(self._run_dir, self.metrics)
+        self._write_metrics()
         self._unsaved = self._trainer.state()
         if not self.best or metrics["val_accuracy"] > self.best["val_accuracy"]:
             self.best = {key: metrics[key] for key in ("epoch", "val_accuracy")} | {"model": self._unsaved["model"]}
         if time.monotonic() - self._saved_at >= CHECKPOINT_INTERVAL_S:
             self._save()
 
+    def _write_metrics(self) -> None:
+        if self._writes:
+            runs.write_metrics(self._run_dir, self.metrics)
+
     def _save(self) -> None:
-        if self._unsaved is None:
+        if self._unsaved is None or not self._writes:
             return
         if self.best:
             save_checkpoint(self._run_dir / runs.BEST, {**self._common, **self.best})

@@ -37,9 +37,13 @@ def check_unused(out: Path) -> None:
     """
     with writing(out):
         if out.exists() and not all(is_leftover(path) for path in out.iterdir()):
-            is_stopped = (out / LAST).exists() and not (out / RESULTS).exists()
-            hint = f", or go on with --resume {shlex.quote(str(out))}" if is_stopped else ""
+            hint = f", or go on with --resume {shlex.quote(str(out))}" if is_stopped(out) else ""
             raise FastcifarError(f"{out} is not empty: give a new directory with --out{hint}")
+
+
+def is_stopped(run_dir: Path) -> bool:
+    """Whether a run was begun there that can go on."""
+    return (run_dir / LAST).exists() and not (run_dir / RESULTS).exists()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from fastcifar import cifar10
+from fastcifar.distributed import ALONE, World, read_world
 from fastcifar.errors import FastcifarError
 from fastcifar.recipes import RECIPES, Recipe
 from fastcifar.runs import describe_cpu
@@ -31,6 +32,8 @@ class Settings:
         train_images: of the training set, the first of a fixed permutation.
         eval_images: of val and of test each, likewise.
         deterministic: whether only algorithms are used that give the same bits each time.
+        world_size: how many processes train together, each on a device and on an equal share of every batch.
+        sync_bn: whether they share batch norm's statistics in training.
     """
 
     recipe: Recipe
@@ -44,6 +47,8 @@ class Settings:
     train_images: int
     eval_images: int
     deterministic: bool
+    world_size: int
+    sync_bn: bool
 
     def as_config(self) -> dict[str, Any]:
         """For `config.json`: `recipe` by name, its fields beside it."""
@@ -65,8 +70,9 @@ def resolve_settings(
     precision: str = "auto",
     compile: bool | None = None,  # noqa: A002 (torch's own word for it)
     deterministic: bool = False,
+    sync_bn: bool = False,
 ) -> Settings:
-    """Check a run's choices, and make those left open.
+    """Check a run's choices, and make those left open, for this process of the world that torchrun started.
 
     Args:
         recipe: as published.
@@ -80,6 +86,7 @@ def resolve_settings(
         precision: "auto" takes bf16 where the hardware is fast at it.
         compile: None compiles on CUDA only: on a CPU it costs half a minute and gains nothing.
         deterministic: see `Settings`.
+        sync_bn: see `Settings`.
 
     Raises:
         FastcifarError: a choice is impossible.
@@ -95,8 +102,12 @@ def resolve_settings(
     num_eval = content.num_test // 2 if eval_images is None else eval_images
     _within("train-images", num_train, resolved.batch_size, content.num_train, "(one batch is the least)")
     _within("eval-images", num_eval, 1, content.num_test // 2)
-    target = resolve_device(device)
+    world = read_world()
+    _check_divides(world, resolved.batch_size)
+    target = resolve_device(device, world)
     is_cuda = target.type == "cuda"
+    if sync_bn and not is_cuda:
+        raise FastcifarError("--sync-bn needs CUDA devices: torch synchronises batch norm on no others")
     return Settings(
         recipe=resolved,
         device=str(target),
@@ -105,10 +116,12 @@ def resolve_settings(
         compile=is_cuda if compile is None else compile,
         loader=loader,
         num_threads=torch.get_num_threads(),
-        num_workers=_count_cpus(),
+        num_workers=_count_workers(world),
         train_images=num_train,
         eval_images=num_eval,
         deterministic=deterministic,
+        world_size=world.size,
+        sync_bn=sync_bn,
     )
 
 
@@ -131,10 +144,11 @@ def parse_settings(config: Any) -> Settings:
 
 
 def restore_settings(config: Any) -> Settings:
-    """The settings that `as_config` gave, for a run that goes on here.
+    """The settings that `as_config` gave, for a run that goes on here, be it in a world of another size.
 
     Raises:
-        FastcifarError: they are damaged, the device is not there, or the recipe of that name is another one now.
+        FastcifarError: they are damaged, the device is not there, the batch size does not divide, or the recipe of that
+            name is another one now.
     """
     settings = parse_settings(config)
     recipe = settings.recipe
@@ -142,8 +156,26 @@ def restore_settings(config: Any) -> Settings:
         known = RECIPES[recipe.name].with_epochs(recipe.epochs)
         if recipe != replace(known, batch_size=recipe.batch_size, seed=recipe.seed):
             raise FastcifarError(f"the recipe {recipe.name} is another one in this version")
-    resolve_device(settings.device)
-    return replace(settings, num_workers=_count_cpus())  # which does not change the result
+    world = read_world()
+    _check_divides(world, recipe.batch_size)
+    if world.size == settings.world_size == 1:
+        device, num_threads = resolve_device(settings.device), settings.num_threads
+    else:
+        device = resolve_device(settings.device.split(":")[0], world)
+        num_threads = settings.num_threads if world.size == settings.world_size else torch.get_num_threads()
+    return replace(
+        settings, device=str(device), num_threads=num_threads, num_workers=_count_workers(world), world_size=world.size
+    )
+
+
+def _check_divides(world: World, batch_size: int) -> None:
+    if batch_size % world.size:
+        below = batch_size - batch_size % world.size
+        nearest = " or ".join(str(size) for size in (below, below + world.size) if size)
+        raise FastcifarError(
+            f"--batch-size {batch_size}, of all processes together, cannot be shared equally by {world.size} of them: "
+            f"give {nearest}"
+        )
 
 
 def _check_types(instance: Any) -> None:
@@ -154,8 +186,9 @@ def _check_types(instance: Any) -> None:
             raise TypeError(field.name)
 
 
-def _count_cpus() -> int:
-    return len(os.sched_getaffinity(0))  # FFCV refuses more threads
+def _count_workers(world: World) -> int:
+    return max(1, len(os.sched_getaffinity(0)) // world.local_size)  # FFCV refuses more threads than CPUs
+
 
 def _within(name: str, value: int, least: int, most: int, why: str = "") -> int:
     if not least <= value <= most:
@@ -163,20 +196,26 @@ def _within(name: str, value: int, least: int, most: int, why: str = "") -> int:
     return value
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device of that name; for "auto" CUDA where there is one.
+def resolve_device(name: str, world: World = ALONE) -> torch.device:
+    """The device of that name, of several processes on a machine each its own; for "auto" CUDA where there is one.
 
     Raises:
-        FastcifarError: there is none.
+        FastcifarError: there is none, or one of the name for several processes.
     """
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
     if match is None:
         raise FastcifarError(f"--device must be auto, cpu, cuda or cuda:<index>, not {name!r}")
-    if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
-        raise FastcifarError(f"--device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
-    return torch.device("cuda:0" if name == "cuda" else name)
+    if name == "cpu":
+        return torch.device("cpu")
+    if match[1] is not None and world.size > 1:
+        raise FastcifarError(f"--device {name} is one device for {world.size} processes: give cuda")
+    index, num_devices = int(match[1] or world.local_rank), torch.cuda.device_count()
+    if index >= num_devices:
+        wanted = repr(name) if world.size == 1 else f"for local rank {index}"
+        raise FastcifarError(f"--device {wanted} is not there: torch sees {num_devices} CUDA devices")
+    return torch.device("cuda", index)
 
 
 def is_bf16_fast(device: torch.device) -> bool:

@@ -18,9 +18,11 @@ import baselines  # noqa: E402
 import isolated  # noqa: E402
 import measure  # noqa: E402
 import pipeline  # noqa: E402
+import scaling  # noqa: E402
 import throughput  # noqa: E402
 
 from fastcifar.beton import write_beton  # noqa: E402
+from fastcifar.distributed import ALONE  # noqa: E402
 from fastcifar.prepare import Split, load_train  # noqa: E402
 from fastcifar.recipes import get_recipe  # noqa: E402
 
@@ -36,8 +38,8 @@ def test_contenders_train_the_same_network_to_the_same_loss(tmp_path: Path, name
     split = Split(images, TRAIN_LABELS, np.arange(len(images)))
     recipe = dataclasses.replace(get_recipe(name), batch_size=len(images), padding=0, max_angle_deg=0.0)
     losses: dict[str, list[float]] = {}
-    for contender_name, build in baselines.CONTENDERS.items():
-        contender = build(recipe, split, tmp_path, CPU, precision="fp32", num_workers=1)
+    for contender_name, approach in baselines.CONTENDERS.items():
+        contender = approach.build(recipe, split, tmp_path, CPU, precision="fp32", num_workers=1)
         for _ in range(3):
             for batch in contender.batches():
                 contender.step(*batch)
@@ -103,6 +105,60 @@ def test_a_contender_that_fails_is_told() -> None:
         for ask in (contender.wait, lambda: contender.begin(task)):
             with pytest.raises(RuntimeError, match="stock FFCV: its process died"):
                 ask()
+
+
+class FakeContender:
+    """Takes a step in no time, or fails."""
+
+    def __init__(self, *, fails: bool) -> None:
+        self._fails = fails
+
+    def begin(self, task: isolated.Task) -> None:
+        if self._fails:
+            raise RuntimeError("out of order")
+
+    def wait(self) -> None: ...
+    def close(self) -> None: ...
+
+    def time_round(self, num_steps: int | None) -> isolated.Timing:
+        return isolated.Timing(img_per_s=100.0, waiting=0.0, peak_memory_gib=1.0)
+
+
+def test_a_contender_that_failed_once_is_told_in_every_result() -> None:
+    contenders: Any = {"published": FakeContender(fails=True), "fastcifar resident": FakeContender(fails=False)}
+    failures: dict[str, str] = {}
+    split = Split(TRAIN_IMAGES, TRAIN_LABELS, np.arange(len(TRAIN_LABELS)))
+    for name in ("sgd92", "adam89"):
+        task = isolated.Task(get_recipe(name), split, Path("nowhere"), CPU, "fp32", 1)
+        result = throughput.measure_recipe(contenders, failures, task, rounds=1, ceiling_img_per_s=200.0)
+        assert [row["name"] for row in result["contenders"]] == ["fastcifar resident"]
+        assert result["contenders"][0]["share_of_ceiling"] == 0.5
+        assert result["failures"] == {"published": "out of order"}
+
+
+def test_scaling_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = dataclasses.replace(get_recipe("sgd92"), batch_size=8)
+    monkeypatch.setattr(scaling, "get_recipe", lambda name: recipe)
+    assert scaling.measure_rate("sgd92", 1, tiny_data, ALONE, CPU) > 0
+    rates = iter([100.0, 150.0, 110.0, 187.0, 90.0, 180.0])
+    monkeypatch.setattr(scaling, "run_job", lambda *arguments: next(rates))
+    out = tmp_path / "scaling.json"
+    output = run(scaling.main, "--world-sizes", "1,2", "--data", str(tiny_data), "--json", str(out))
+    one, two = json.loads(out.read_text())["results"]
+    assert (one["img_per_s"]["median"], one["efficiency"]) == (100.0, 1.0)
+    assert (two["img_per_s"]["median"], two["gain"]["median"], two["efficiency"]) == (180.0, 1.7, 0.85)
+    assert "Nothing of it was measured on a GPU" in output
+    assert "another doubling gains less than a fifth beyond" in output
+
+
+def test_the_scaling_models_arithmetic() -> None:
+    model = scaling.Model(img_per_s=1e5, fixed_s=1e-4, backward_share=0.5, gradient_bytes=4e7, node_size=8,
+                          node_bytes_per_s=4e11, network_bytes_per_s=4e10, node_latency_s=5e-5,
+                          network_latency_s=1e-4)  # fmt: skip
+    assert model.step_s(1000, 1) == pytest.approx((0.0101, 0.0))
+    assert model.step_s(1000, 2) == pytest.approx((0.0051, 0.00015))  # reduced while backward goes on
+    assert model.step_s(1000, 8) == pytest.approx((0.00135, 0.000225))
+    assert model.step_s(1600, 16) == pytest.approx((0.001 + 1e-4 + 0.001975 - 0.0005, 0.001975))  # it shows
 
 
 def test_pipeline_measures_and_writes(tiny_data: Path, tmp_path: Path) -> None:

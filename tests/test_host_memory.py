@@ -22,7 +22,7 @@ def resident_bytes() -> int:
 
 def check() -> None:
     before = resident_bytes()
-    with freed_memory_kept():
+    with freed_memory_kept("cpu"):
         for _ in range(4):  # until it has settled where in the heap they go
             use_a_block()
         assert resident_bytes() > before + _BLOCK_BYTES / 2

@@ -17,14 +17,16 @@ import torch
 from test_model import MyResnet
 from torch import Tensor
 
+from fastcifar import parts as parts_module
 from fastcifar import runs
-from fastcifar import train as train_module
 from fastcifar.augment import choose_subset
 from fastcifar.checkpoint import load_checkpoint
+from fastcifar.distributed import ALONE
 from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.evaluate import compute_logits, loss_and_accuracy
 from fastcifar.loader import EpochPlanner
 from fastcifar.observer import Observer
+from fastcifar.parts import Parts
 from fastcifar.prepare import load_train, load_val_and_test
 from fastcifar.recipes import get_recipe
 from fastcifar.settings import Settings, resolve_settings
@@ -142,11 +144,10 @@ def test_an_interrupt_keeps_the_last_finished_epoch(tiny_data: Path, tmp_path: P
     assert last["metrics"] == read_metrics(out)
     assert not (out / "results.json").exists()
     # It is the state after two epochs, not one in the middle of the third.
-    trainer = Trainer(tiny_settings().recipe, torch.device("cpu"), precision="fp32", compile=False)
-    loader = train_module._build_loader(tiny_settings(), tiny_data, torch.device("cpu"))
+    parts = Parts(tiny_settings(), tiny_data, ALONE, Observer())
     for epoch in range(2):
-        trainer.train_epoch(loader, epoch, lambda step: None)
-    for name, value in trainer.model.state_dict().items():
+        parts.trainer.train_epoch(parts.loader, epoch, lambda step: None)
+    for name, value in parts.trainer.model.state_dict().items():
         assert torch.equal(last["model"][name], value), name
 
 
@@ -253,7 +254,7 @@ def test_a_subset_is_the_fixed_choice(tiny_data: Path, tmp_path: Path, monkeypat
             super().__init__(indices, batch_size, **options)
             planners.append(self)
 
-    monkeypatch.setattr(train_module, "EpochPlanner", Planner)
+    monkeypatch.setattr(parts_module, "EpochPlanner", Planner)
     out = tmp_path / "run"
     results = run(tiny_data, out, epochs=1, train_images=16, eval_images=4)
     train_split, (_, test) = load_train(tiny_data), load_val_and_test(tiny_data)

@@ -60,7 +60,7 @@ def as_a_notebook(name: str, num_epochs: int) -> tuple[MyResnet, list[float]]:
 @pytest.mark.parametrize("name", ["sgd92", "adam89"])
 def test_training_equals_the_notebooks(name: str) -> None:
     """In float64: training amplifies float32's rounding within a few steps."""
-    notebook, losses = as_a_notebook(name, 3)
+    notebook, losses = as_a_notebook(name, 2)
     trainer = build_trainer(name)
     trainer.model.double()
     trainer.mean, trainer.std = trainer.mean.double(), trainer.std.double()

@@ -1,0 +1,152 @@
+"""torchrun's world: which process this is, how many there are, and what they tell each other.
+
+A single process is a world of one, for which nothing is set up and nothing is sent.
+"""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from fastcifar.errors import FastcifarError
+
+T = TypeVar("T")
+
+
+class LostPeerError(FastcifarError):
+    """Another process of the world is gone, or cannot be reached."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes that train together, one a device, seen from one of them.
+
+    Attributes:
+        rank: of this process, 0..size-1. Rank 0 writes the files and speaks.
+        size: how many there are, on all machines.
+        local_rank: of this process on its machine; the index of its GPU.
+        local_size: how many there are on its machine.
+        num_restarts: how often torchrun has started all of them anew, because one failed.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    num_restarts: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def sum(self, tensor: Tensor) -> None:
+        """Put the sum over all ranks into `tensor`; the bits are the same on each."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+
+    def maximum(self, value: float) -> float:
+        """The greatest of the ranks' values."""
+        if self.size == 1:
+            return value
+        greatest = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(greatest, dist.ReduceOp.MAX)
+        return greatest.item()
+
+    def broadcast(self, value: T | None) -> T:
+        """What rank 0 gave; what the others give is not looked at. It is pickled."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        return box[0]  # type: ignore[return-value]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        self.maximum(0.0)
+
+    @contextlib.contextmanager
+    def peers_needed(self) -> Iterator[None]:
+        """Make one line of what torch raises when another rank has died.
+
+        Raises:
+            LostPeerError: it has.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
+                raise
+            raise LostPeerError(
+                f"rank {self.rank} of {self.size} lost its connection to another rank, which was stopped or failed"
+            ) from error
+
+
+ALONE = World()
+
+
+def read_world() -> World:
+    """This process's place in the world, from the environment that torchrun gives it; alone where there is none.
+
+    Raises:
+        FastcifarError: the environment is incomplete, or its values are no numbers.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return ALONE
+
+    def number(name: str, default: str = "") -> int:
+        try:
+            return int(os.environ.get(name, default))
+        except ValueError:
+            raise FastcifarError(
+                f"WORLD_SIZE is set, but {name} is {os.environ.get(name, 'not')}: start through torchrun"
+            ) from None
+
+    return World(
+        rank=number("RANK"),
+        size=number("WORLD_SIZE"),
+        local_rank=number("LOCAL_RANK"),
+        local_size=number("LOCAL_WORLD_SIZE"),
+        num_restarts=number("TORCHELASTIC_RESTART_COUNT", "0"),
+    )
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[World]:
+    """Be part of the world until this is left; within it again nothing happens.
+
+    Tensors on CUDA devices travel through NCCL, those on the CPU through gloo. Ranks other than 0, which have nothing
+    to save, die of SIGINT and SIGTERM at once, even within a collective.
+
+    Raises:
+        LostPeerError: the others cannot be reached, or one of them dies.
+    """
+    world = read_world()
+    if world.size == 1 or dist.is_initialized():
+        yield world
+        return
+    if not world.is_main and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    backend = "gloo"
+    if torch.cuda.is_available() and world.local_rank < torch.cuda.device_count():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(world.local_rank)
+    try:
+        store, rank, size = next(rendezvous("env://"))
+        # torchrun keeps its store when it starts the processes anew, with the addresses of those that are gone.
+        store = dist.PrefixStore(f"restart {world.num_restarts}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = (str(error).strip().splitlines() or [repr(error)])[0][:200]
+        raise LostPeerError(f"rank {world.rank} of {world.size} cannot join the others at {where}: {reason}") from error
+    with world.peers_needed():
+        yield world
+    dist.destroy_process_group()  # after an error it could wait for ever for a rank that is gone
