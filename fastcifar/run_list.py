@@ -3,11 +3,10 @@
 import datetime
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fastcifar import runs
 from fastcifar.errors import FastcifarError
-from fastcifar.files import locked, read_json
+from fastcifar.files import locked
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,14 @@ def _summarise(path: Path) -> RunSummary:
         config = runs.read_config(path)
         lines = (path / runs.METRICS).read_text(encoding="utf-8")
         metrics = runs.read_metrics(path) if lines else []
-        results: Any = read_json(path / runs.RESULTS) if (path / runs.RESULTS).exists() else None
+        results = runs.read_results(path) if (path / runs.RESULTS).exists() else None
         return RunSummary(
             path=path,
             state="finished" if results is not None else "stopped" if _is_free(path) else "running",
-            recipe=str(config["recipe"]),
+            recipe=config["recipe"],
             num_epochs=len(metrics),
-            epochs=int(config["epochs"]),
-            seed=int(config["seed"]),
+            epochs=config["epochs"],
+            seed=config["seed"],
             test_accuracy=None if results is None else float(results["best"]["test_accuracy"]),
             img_per_s=None if results is None else float(results["img_per_s"]),
             begun=datetime.datetime.fromisoformat(config["begun"]) if config.get("begun") else None,

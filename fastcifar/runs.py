@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import shlex
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcifar import __version__
+from fastcifar import __version__, cifar10
 from fastcifar.cifar10 import IMAGE_SIZE, NUM_CLASSES, Images, Labels
 from fastcifar.errors import FastcifarError
 from fastcifar.files import is_leftover, locked, read_json, read_text, replacing, write_json, writing
@@ -25,8 +24,12 @@ CONFIG, METRICS, RESULTS = "config.json", "metrics.jsonl", "results.json"
 PREDICTIONS, BEST, LAST = "predictions.npz", "best.pt", "last.pt"
 
 # What others rely on; there is more in both files.
-CONFIG_KEYS = ("recipe", "epochs", "seed", "precision", "device_name", "train_images")
+CONFIG_TYPES = {
+    "recipe": str, "epochs": int, "seed": int, "precision": str, "device_name": str, "train_images": int
+}  # fmt: skip
 METRICS_KEYS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "img_per_s", "seconds")
+RESULTS_KEYS = ("epoch", "val_accuracy", "test_accuracy", "test_accuracy_augmented")
+_FLOAT32_MAX = 3.4028234663852886e38  # what is measured is no greater, and can be drawn
 
 
 def check_unused(out: Path) -> None:
@@ -101,10 +104,20 @@ def write_metrics(run_dir: Path, metrics: list[dict[str, Any]]) -> None:
 
 
 def is_metrics(line: Any) -> bool:
-    """Whether it is one epoch's metrics: a dict with the keys that others rely on, each a finite number."""
-    return isinstance(line, dict) and all(
-        type(line.get(key)) in (int, float) and abs(line[key]) <= sys.float_info.max for key in METRICS_KEYS
+    """Whether it is one epoch's metrics: a dict with the keys that others rely on, each a number in float32's range."""
+    return isinstance(line, dict) and all(_is_finite(line.get(key)) for key in METRICS_KEYS)
+
+
+def _is_row(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and all(_is_finite(row.get(key)) for key in RESULTS_KEYS)
+        and all(0 <= row[key] <= 1 for key in RESULTS_KEYS[1:])
     )
+
+
+def _is_finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= _FLOAT32_MAX
 
 
 def write_config(run_dir: Path, settings: dict[str, Any], *, resumed_at: int | None = None) -> None:
@@ -139,10 +152,34 @@ def read_config(run_dir: Path) -> dict[str, Any]:
     """
     path = run_dir / CONFIG
     config = read_json(path)
-    missing = [key for key in CONFIG_KEYS if not isinstance(config, dict) or key not in config]
+    given = config if isinstance(config, dict) else {}
+    missing = [key for key, kind in CONFIG_TYPES.items() if type(given.get(key)) is not kind]
     if missing:
         raise FastcifarError(f"{path} is no run's configuration: it lacks {', '.join(missing)}")
-    return dict(config)
+    return dict(given)
+
+
+def read_results(run_dir: Path) -> dict[str, Any]:
+    """Read `results.json`.
+
+    Returns:
+        Under `best` and `last` at least `RESULTS_KEYS`, accuracies 0..1; `num_test_images`, at least 1; `img_per_s`.
+
+    Raises:
+        FastcifarError: it is missing or damaged.
+    """
+    path = run_dir / RESULTS
+    results = read_json(path)
+    sound = (
+        isinstance(results, dict)
+        and all(_is_row(results.get(name)) for name in ("best", "last"))
+        and type(results.get("num_test_images")) is int
+        and 1 <= results["num_test_images"] <= cifar10.CONTENT.num_test
+        and _is_finite(results.get("img_per_s"))
+    )
+    if not sound:
+        raise FastcifarError(f"{path} is damaged: it holds no run's results")
+    return dict(results)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:

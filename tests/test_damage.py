@@ -365,7 +365,7 @@ def test_configurations(tmp_path: Path, num_damages: int) -> None:
     content = (tmp_path / runs.CONFIG).read_bytes()
     check_damages(
         tmp_path / runs.CONFIG, num_damages, lambda rng: damage_bytes(rng, content), lambda: runs.read_config(tmp_path),
-        lambda found: all(type(found[key]) is type(CONFIG[key]) for key in runs.CONFIG_KEYS),
+        lambda found: all(type(found[key]) is kind for key, kind in runs.CONFIG_TYPES.items()),
     )  # fmt: skip
 
 
@@ -377,3 +377,24 @@ def test_predictions(tmp_path: Path, num_damages: int) -> None:
         tmp_path / runs.PREDICTIONS, num_damages, lambda rng: damage_bytes(rng, content),
         lambda: runs.read_predictions(tmp_path), lambda found: are_same(found, PREDICTIONS),
     )  # fmt: skip
+
+
+@many(100, 1500)
+def test_results(tmp_path: Path, num_damages: int) -> None:
+    row: dict[str, Any] = {"epoch": 2, "val_accuracy": 0.5, "test_accuracy": 0.5, "test_accuracy_augmented": 0.25}
+    results = {"best": row, "last": {**row}, "num_test_images": 5000, "img_per_s": 100.5, "seconds": 9.0}
+    path = tmp_path / runs.RESULTS
+    runs.write_results(tmp_path, results)
+    content = path.read_bytes()
+
+    def damage(rng: Rng) -> Damaged:
+        if rng.random() < 0.5:
+            return damage_bytes(rng, content)
+        kind, tree = damage_tree(rng, results)
+        return kind, json.dumps(tree).encode()
+
+    def is_right(found: dict[str, Any]) -> bool:
+        rates = [found[name][key] for name in ("best", "last") for key in runs.RESULTS_KEYS[1:]]
+        return all(0 <= rate <= 1 for rate in rates) and found["num_test_images"] > 0 and abs(found["img_per_s"]) >= 0
+
+    check_damages(path, num_damages, damage, lambda: runs.read_results(tmp_path), is_right)

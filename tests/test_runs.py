@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ def test_damaged_metrics_are_named(tmp_path: Path, name: str) -> None:
     assert str(caught.value) == message.format(path=path)
 
 
-@pytest.mark.parametrize(("content", "missing"), [('{"recipe": 1}', "epochs, seed"), ("[]", "recipe, epochs")])
+@pytest.mark.parametrize(("content", "missing"), [
+    ('{"recipe": "x"}', "epochs, seed"), ("[]", "recipe, epochs"), (json.dumps(CONFIG | {"epochs": "1"}), "epochs$"),
+])  # fmt: skip
 def test_a_configuration_that_is_none(tmp_path: Path, content: str, missing: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(FastcifarError, match=rf"config\.json is no run's configuration: it lacks {missing}"):
@@ -93,3 +96,28 @@ def test_damaged_predictions_are_named(tmp_path: Path, name: str) -> None:
     with pytest.raises(FastcifarError) as caught:
         runs.read_predictions(tmp_path)
     assert str(caught.value).startswith(f"{path} {message}")
+
+
+RESULTS_ROW = {"epoch": 0, "val_accuracy": 0.5, "test_accuracy": 1, "test_accuracy_augmented": 0.25}
+RESULTS = {"best": RESULTS_ROW, "last": RESULTS_ROW, "num_test_images": 4, "img_per_s": 100.5}
+
+
+def test_results_are_read_as_written(tmp_path: Path) -> None:
+    runs.write_results(tmp_path, RESULTS | {"more": "is kept"})
+    assert runs.read_results(tmp_path) == RESULTS | {"more": "is kept"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [], {}, {"best": RESULTS_ROW}, RESULTS | {"last": None}, RESULTS | {"num_test_images": 0},
+        RESULTS | {"num_test_images": True}, RESULTS | {"img_per_s": float("nan")},
+        RESULTS | {"best": RESULTS_ROW | {"test_accuracy": 1.01}}, RESULTS | {"best": RESULTS_ROW | {"epoch": "1"}},
+        RESULTS | {"last": {**RESULTS_ROW, "test_accuracy_augmented": -0.1}},
+    ],
+)  # fmt: skip
+def test_damaged_results_are_named(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    with pytest.raises(FastcifarError) as caught:
+        runs.read_results(tmp_path)
+    assert str(caught.value) == f"{tmp_path}/results.json is damaged: it holds no run's results"
