@@ -194,6 +194,36 @@ def runs(folder: Path) -> None:
     show_runs(folder, list_runs(folder))
 
 
+@cli.command(short_help="Draw runs.")
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path),
+              help="Folder to fill.  [default: RUN/charts; of several runs charts-compared]")  # fmt: skip
+def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
+    """Draw a run's charts anew, or up to 8 runs in one chart that compares them, as PNG and SVG."""
+    from fastcifar.charts import left_out, write_charts, write_comparison
+
+    if len(run_dirs) == 1:
+        paths = write_charts(run_dirs[0], out)
+        remark = left_out(run_dirs[0])
+    else:
+        paths, remark = write_comparison(run_dirs, out or Path("charts-compared")), ""
+    for line in (*paths, remark) if remark else paths:
+        click.echo(line)
+
+
+@cli.command(short_help="Write an HTML page on runs.")
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path),
+              help="File to write.  [default: RUN/report.html; of several runs report.html]")  # fmt: skip
+def report(run_dirs: tuple[Path, ...], out: Path | None) -> None:
+    """Write one HTML page on a run, or on up to 8 and how they compare, that needs no network."""
+    from fastcifar.report import write_report
+
+    out = out or (run_dirs[0] if len(run_dirs) == 1 else Path()) / "report.html"
+    write_report(run_dirs, out)
+    click.echo(out)
+
+
 @cli.command(short_help="Check this machine.")
 @click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True)
 def doctor(data_dir: Path) -> None:

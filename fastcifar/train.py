@@ -232,10 +232,10 @@ def _finish(record: Record, parts: Parts, run_dir: Path) -> dict[str, Any]:
         "seconds": record.seconds,
     }
     if parts.world.is_main:
-        from fastcifar.charts import draw_charts  # a second for matplotlib, which no step needs
+        from fastcifar.charts import write_charts  # a second for matplotlib, which no step needs
 
         labels = test.labels.cpu().numpy().astype(np.uint8)
         runs.write_predictions(run_dir, runs.Predictions(test.images.cpu().numpy(), labels, logits.cpu().numpy()))
-        draw_charts(run_dir)
+        write_charts(run_dir)
         runs.write_results(run_dir, results)  # last: with it the run is finished
     return results

@@ -10,6 +10,7 @@ from pathlib import Path
 import containers
 import pytest
 import torch
+from figure_parts import build_metrics, build_results, write_run
 from test_train import Listener, run
 
 from fastcifar import cli
@@ -73,6 +74,12 @@ BAD: list[tuple[list[str], str]] = [
     (["prepare", "--out", "/proc/x", "--source", "junk"], "cannot write /proc/x: No such file or directory"),
     (["train", "--recipe", "sgd92", "--data", "x" * 300], f"cannot read {'x' * 300}: File name too long"),
     (["prepare", "--out", "x" * 300], f"cannot write {'x' * 300}: File name too long"),
+    (["charts"], "Missing argument 'RUN...'."),
+    (["charts", "junk"], "cannot read junk/config.json: No such file or directory"),
+    (["charts", *"abcdefghi"], "9 runs are too many for one picture: give at most 8"),
+    (["report", *"abcdefghi"], "9 runs are too many for one picture: give at most 8"),
+    (["report", "junk", "./junk"], "junk is given twice"),
+    (["report", "--out", "junk/x", "junk"], "cannot read junk/config.json: No such file or directory"),
     (["fly"], "No such command 'fly'."),
     (["prepare", "--speed", "9"], "No such option '--speed'."),
 ]  # fmt: skip
@@ -179,3 +186,28 @@ def test_resume_goes_on_with_the_runs_own_settings(
     assert (code, err) == (2, "Error: run is finished: there is nothing left to do\n")
     code, _, err = call(monkeypatch, capsys, *TRAIN, "--out", "run")
     assert (code, err) == (2, "Error: run is not empty: give a new directory with --out\n")
+
+
+def test_charts_and_reports_lie_where_they_are_expected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_run(tmp_path / "whole", build_metrics(2), build_results(0.5, 0.4))
+    write_run(tmp_path / "part", build_metrics(1), epochs=2)
+    whole = [f"{name}.{suffix}" for name in ("curves", "confusion", "samples") for suffix in ("png", "svg")]
+    remark = "part is not finished: confusion and samples are left out, because the model is tested at the end"
+    for arguments, lines in (
+        (["charts", "whole"], [f"whole/charts/{name}" for name in whole]),
+        (["charts", "--out", "x", "whole"], [f"x/{name}" for name in whole]),
+        (["charts", "part"], ["part/charts/curves.png", "part/charts/curves.svg", remark]),
+        (["charts", "whole", "part"], ["charts-compared/comparison.png", "charts-compared/comparison.svg"]),
+        (["report", "part"], ["part/report.html"]),
+        (["report", "whole", "part"], ["report.html"]),
+        (["report", "part", "--out", "y/z.html"], ["y/z.html"]),
+    ):
+        assert call(monkeypatch, capsys, *arguments) == (0, "".join(f"{line}\n" for line in lines), "")
+        assert all((tmp_path / line).exists() for line in lines if line != remark)
+    (tmp_path / "y" / "folder").mkdir()
+    code, _, err = call(monkeypatch, capsys, "report", "part", "--out", "y/folder")
+    assert (code, err) == (2, "Error: cannot write y/folder: Is a directory\n")
+    assert [path.name for path in (tmp_path / "y").iterdir() if path.is_file()] == ["z.html"]

@@ -24,6 +24,7 @@ import numpy as np
 import pytest
 import torch
 from containers import NUM_TEST, NUM_TRAIN, TEST_IMAGES, TEST_LABELS
+from figure_parts import write_run
 
 from fastcifar import beton, cifar10, runs
 from fastcifar.checkpoint import load_checkpoint, save_checkpoint, seal
@@ -31,6 +32,7 @@ from fastcifar.cifar10 import SPLITS, SplitName
 from fastcifar.errors import FastcifarError
 from fastcifar.prepare import Split, beton_path, load_train, load_val_and_test, verify_data
 from fastcifar.record import read_last
+from fastcifar.report import build_report
 
 Item = TypeVar("Item")
 Rng = np.random.Generator
@@ -398,3 +400,19 @@ def test_results(tmp_path: Path, num_damages: int) -> None:
         return all(0 <= rate <= 1 for rate in rates) and found["num_test_images"] > 0 and abs(found["img_per_s"]) >= 0
 
     check_damages(path, num_damages, damage, lambda: runs.read_results(tmp_path), is_right)
+
+
+@pytest.mark.parametrize("name", [runs.CONFIG, runs.METRICS])
+@many(20, 300)
+def test_reports(tmp_path: Path, name: str, num_damages: int) -> None:
+    """Whatever passes as a run's configuration and metrics can be drawn and reported."""
+    run_dir = write_run(tmp_path / "run", METRICS, epochs=9)
+    path = run_dir / name
+    tree = json.loads(path.read_text()) if name == runs.CONFIG else METRICS
+
+    def damage(rng: Rng) -> Damaged:
+        kind, damaged = damage_tree(rng, tree)
+        lines = [damaged] if name == runs.CONFIG else damaged
+        return kind, "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+    check_damages(path, num_damages, damage, lambda: build_report([run_dir]), lambda page: page.endswith("</html>\n"))

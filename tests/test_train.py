@@ -73,7 +73,8 @@ def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:
     out, listener = tmp_path / "run", Listener()
     results = run(tiny_data, out, listener)
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
-        "best.pt", "charts/confusion.png", "charts/curves.png", "charts/samples.png", "config.json", "last.pt",
+        "best.pt", "charts/confusion.png", "charts/confusion.svg", "charts/curves.png", "charts/curves.svg",
+        "charts/samples.png", "charts/samples.svg", "config.json", "last.pt",
         "metrics.jsonl", "predictions.npz", "results.json",
     ]  # fmt: skip
     assert listener.begun == (3, 5, 8)

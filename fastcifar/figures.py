@@ -1,0 +1,103 @@
+"""What all figures have in common: colours, type, a frame with headline and caption, and how they become files."""
+
+import io
+import textwrap
+import warnings
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from fastcifar.files import replacing
+
+# Hues of Okabe and Ito's palette, which people with any common colour vision can tell apart:
+# https://jfly.uni-koeln.de/color/
+BLUE, VERMILLION = "#0072B2", "#D55E00"
+INK, MUTED, FAINT, GRID = "#24292F", "#57606A", "#D0D7DE", "#EAEEF2"
+
+WIDTH = 8.0  # inches; 800 px in a README, drawn at twice that for sharp screens
+MARGIN = 0.17  # inches
+STYLE: dict[Any, Any] = {
+    "font.family": ["DejaVu Sans"], "font.size": 8.5, "text.color": INK, "text.parse_math": False,
+    "figure.facecolor": "white", "axes.facecolor": "white", "axes.edgecolor": FAINT, "axes.labelcolor": MUTED,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": False,
+    "grid.color": GRID, "grid.linewidth": 0.8, "grid.linestyle": "-",
+    "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 8.0, "ytick.labelsize": 8.0,
+}  # fmt: skip
+
+_DPI = 200
+# Letters as paths look the same everywhere; without date and with ids of its own the same figure is the same file.
+_SVG: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "fastcifar", "svg.image_inline": True}
+_NO_METADATA: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+def build_figure(height: float, headline: str, title: str) -> Figure:
+    """A figure 8 inches wide.
+
+    Args:
+        height: in inches.
+        headline: what it shows, in a few words; also the figure's label, for those who cannot see it.
+        title: which run it is of.
+    """
+    figure = Figure(figsize=(WIDTH, height), dpi=_DPI, label=legible(headline))
+    figure.text(MARGIN / WIDTH, 1 - 0.16 / height, legible(headline), fontsize=13, weight="bold", va="top")
+    title = textwrap.shorten(legible(title), 125, placeholder=" …")
+    figure.text(MARGIN / WIDTH, 1 - 0.45 / height, title, fontsize=8.5, color=MUTED, va="top")
+    return figure
+
+
+def add_caption(figure: Figure, text: str) -> None:
+    """Small print at a figure's foot."""
+    figure.text(MARGIN / WIDTH, 0.13 / figure.get_figheight(), text, fontsize=7.5, color=MUTED, va="bottom",
+                linespacing=1.4)  # fmt: skip
+
+
+def as_png(figure: Figure) -> bytes:
+    """A figure as a PNG file, 1600 px wide."""
+    return _render(figure, format="png", dpi=_DPI)
+
+
+def as_svg(figure: Figure) -> bytes:
+    """A figure as an SVG file that needs no font and no other file, the same bytes each time."""
+    return _render(figure, format="svg", metadata={"Title": str(figure.get_label()), **_NO_METADATA})
+
+
+def _render(figure: Figure, **options: Any) -> bytes:
+    out = io.BytesIO()
+    with matplotlib.rc_context(_SVG), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # a run may be named in letters that the font lacks
+        figure.savefig(out, **options)
+    return out.getvalue()
+
+
+def write_figures(figures: dict[str, Figure], folder: Path) -> list[Path]:
+    """Write each figure as PNG and as SVG, all of them drawn before the first is written.
+
+    Args:
+        figures: by the name of its files, without suffix.
+        folder: to write to; made if it is not there.
+
+    Returns:
+        The paths of the files, which replace their predecessors atomically.
+
+    Raises:
+        FastcifarError: one cannot be written.
+    """
+    contents = {}
+    for name, figure in figures.items():
+        contents[folder / f"{name}.png"] = as_png(figure)
+        contents[folder / f"{name}.svg"] = as_svg(figure)
+    for path, content in contents.items():
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+    return list(contents)
+
+
+def legible(text: str) -> str:
+    """The same text, with escapes for whatever cannot be shown: control characters, and bytes of a path that are none.
+
+    An SVG or HTML file with such a character in it is refused by those who read it.
+    """
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
