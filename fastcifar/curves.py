@@ -101,7 +101,7 @@ def draw_comparison(compared: Sequence[ComparedRun], *, title: str) -> Figure:
             _set_epochs(strip, min(float(column["epoch"][0]) for column in columns), last_epoch)
             for position, (column, color) in enumerate(zip(columns, RUN_COLORS, strict=False)):
                 style: dict[str, Any] = {"color": color, "zorder": 3 - position / 10}  # the first lies on top
-                marker = "o" if last_epoch <= 10 else ""
+                marker = "o" if last_epoch <= 10 or len(column["epoch"]) == 1 else ""
                 axes.plot(column["epoch"], column[f"val_{name}"], linewidth=1.8 if len(compared) <= 4 else 1.2,
                           marker=marker, markersize=4, gid=f"{name}-validation-{position + 1}", **style)  # fmt: skip
                 if not is_accuracy:
