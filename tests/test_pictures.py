@@ -1,3 +1,5 @@
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,36 @@ def test_modes(tmp_path: Path) -> None:
         assert (load_picture(save(tmp_path / f"{name}.png", picture)) == expected).all(), name
     assert (load_picture(save(tmp_path / "cmyk.tif", Image.new("CMYK", square, (0, 255, 255, 0)))) == RED).all()
     assert (load_picture(save(tmp_path / "f.tif", Image.new("F", square, 0.0))) == 0).all()
+    wide = Image.fromarray(np.full(square, 1_000_000, np.int32))
+    assert (load_picture(save(tmp_path / "i32.tif", wide)) == WHITE).all()
+
+
+def test_floats_are_scaled_and_what_is_no_number_is_black(tmp_path: Path) -> None:
+    values = np.full((32, 32), 0.5, np.float32)
+    values[0, :4] = (np.nan, np.inf, -np.inf, -3)
+    values[1, 0] = 0.25
+    loaded = load_picture(save(tmp_path / "x.tif", Image.fromarray(values)))
+    assert loaded[0, :5, 0].tolist() == [0, 0, 0, 0, 255]
+    assert loaded[1, 0].tolist() == [128, 128, 128]
+
+
+def test_transparency_is_white(tmp_path: Path) -> None:
+    palette = Image.new("P", (64, 64), 0)
+    palette.putpalette([255, 0, 0, 0, 255, 0])
+    palette.paste(1, (0, 0, 32, 64))
+    half = Image.new("RGBA", (64, 64), (255, 0, 0, 128))
+    for name in ("x.png", "x.gif"):
+        loaded = load_picture(save(tmp_path / name, palette, transparency=1))
+        assert (loaded[:, :12] == WHITE).all()
+        assert (loaded[:, 20:] == RED).all()
+    for mode, color in (("RGB", (1, 2, 3)), ("L", 7)):
+        clear = Image.new(mode, (64, 64), color)
+        assert (load_picture(save(tmp_path / f"{mode}.png", clear, transparency=color)) == WHITE).all()
+    assert (load_picture(save(tmp_path / "half.png", half)) == [255, 127, 127]).all()
+    # The colour of a transparent pixel does not bleed into its neighbours.
+    half.paste((0, 255, 0, 0), (0, 0, 32, 64))
+    loaded = load_picture(save(tmp_path / "edge.png", half))
+    assert loaded[..., 0].min() == 255
 
 
 def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
@@ -66,21 +98,46 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     assert (loaded[:, :12] == WHITE).all()
 
 
-def test_the_first_frame_of_one_that_moves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["x.gif", "x.png", "x.webp", "x.tif"])
+def test_the_first_frame_of_one_that_moves(tmp_path: Path, name: str) -> None:
     frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue")]
-    path = save(tmp_path / "x.gif", frames[0], save_all=True, append_images=frames[1:])
+    options = {"lossless": True} if name == "x.webp" else {}
+    path = save(tmp_path / name, frames[0], save_all=True, append_images=frames[1:], **options)
     assert (load_picture(path) == RED).all()
+
+
+def test_a_damaged_exif_block_does_not_spoil_the_pixels(tmp_path: Path) -> None:
+    for exif in (b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"):
+        path = save(tmp_path / "x.jpg", Image.new("RGB", (64, 64), "red"), exif=exif)
+        assert load_picture(path).tolist() == [[[254, 0, 0]] * 32] * 32  # as JPEG has it
+
+
+def png_chunk(kind: bytes, content: bytes = b"") -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.png"
+    for side, size in ((20_000, "more than 100,000,000"), (12_000, "12,000 x 12,000")):
+        header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT"))
+        with pytest.raises(FastcifarError, match=rf"bomb\.png is too large: {size} pixels"):
+            load_picture(path)
 
 
 def test_what_is_no_picture_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = save(tmp_path / "good.png", Image.new("RGB", (50, 50)))
     (tmp_path / "text.png").write_text("text")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
-    for name in ("text.png", "cut.png"):
+    (tmp_path / "zero.png").touch()
+    (tmp_path / "x.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    for name in ("text.png", "cut.png", "zero.png", "x.eps"):  # the last of which another program would have to read
         with pytest.raises(FastcifarError, match=rf"cannot read .*{name}: not a picture, or damaged"):
             load_picture(tmp_path / name)
-    with pytest.raises(FastcifarError, match=r"cannot read .*none\.png: No such file"):
-        load_picture(tmp_path / "none.png")
+    (tmp_path / "link.png").symlink_to("nowhere")
+    for name in ("none.png", "link.png"):
+        with pytest.raises(FastcifarError, match=rf"cannot read .*{name}: No such file"):
+            load_picture(tmp_path / name)
     monkeypatch.setattr(pictures, "_MAX_PIXELS", 2499)
     with pytest.raises(FastcifarError, match=r"good\.png is too large: 50 x 50 pixels"):
         load_picture(good)
@@ -91,6 +148,8 @@ def test_a_folder_stands_for_its_pictures(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(FastcifarError, match="folder holds no picture files"):
         find_pictures([folder])
-    for name in ("b.png", "a.JPG", "notes.txt"):
+    (folder / "sub.png").mkdir()
+    (folder / "link.png").symlink_to("nowhere")
+    for name in ("b.png", "a.JPG", "notes.txt", "weights.h5", "paper.pdf", "film.mpg"):
         (folder / name).touch()
     assert find_pictures([Path("x"), folder]) == [Path("x"), folder / "a.JPG", folder / "b.png"]
