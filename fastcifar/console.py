@@ -1,180 +1,140 @@
-"""How a run looks while it goes: a live bar on a terminal, one plain line an epoch elsewhere."""
+"""How a run looks while it goes: a live view on a terminal, one plain line an epoch elsewhere."""
 
-import shlex
-import time
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from time import perf_counter
 from typing import Any, Self
 
 from rich.console import Console as RichConsole
-from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import ConsoleOptions, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
-from fastcifar import cifar10, runs
 from fastcifar.observer import Observer
-from fastcifar.recipes import Recipe
-from fastcifar.run_list import RunSummary
+from fastcifar.printing import plain_console
+
+_MAX_BAR = 100  # columns
 
 
 class Console(Observer):
-    """Tells a person how a run goes."""
+    """Tells a person how a run goes.
 
-    def __init__(self, *, is_silent: bool = False) -> None:
-        self._out = RichConsole(highlight=False, soft_wrap=True)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True),
-            console=self._out,
-            disable=is_silent or not self._out.is_terminal,
-            transient=True,
-        )
-        self._task = self._progress.add_task("", total=None, rate="")
+    Args:
+        quiet: nobody is told anything.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._out = plain_console(quiet=quiet)
+        self._is_live = self._out.is_terminal and not self._out.is_dumb_terminal and not quiet
+        self._live = Live(self, console=self._out, transient=True)
         self._num_epochs = self._num_steps = self._batch_size = 0
-        self._epoch_start = 0.0
+        self._epoch = 0  # the one at work, from 1
+        self._position = self._first_position = 0  # steps of the whole run: done, and done before this process
+        self._begun = self._epoch_start = 0.0
+        self._rate: float | None = None  # images a second
+        self._last: dict[str, Any] | None = None
+        self._best: dict[str, Any] | None = None
 
     def __enter__(self) -> Self:
-        self._progress.start()
+        if self._is_live:
+            self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._live.stop()
 
     def note(self, line: str) -> None:
         """Print one line."""
-        self._out.print(line, markup=False)
+        self._out.print(line)
 
-    def begin(self, num_epochs: int, num_steps: int, batch_size: int) -> None:
-        """Training begins: so many epochs of so many steps."""
+    def begin(self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]) -> None:
+        """Training begins: so many epochs of so many steps; of a resumed run, the metrics of those finished before."""
         self._num_epochs, self._num_steps, self._batch_size = num_epochs, num_steps, batch_size
-        self._progress.update(self._task, total=num_epochs * num_steps)
+        self._epoch = len(finished) + 1
+        self._position = self._first_position = len(finished) * num_steps
+        self._begun = self._epoch_start = perf_counter()
+        for metrics in finished:
+            self._keep(metrics)
 
     def step(self, epoch: int, step: int) -> None:
         """A step was issued; both count from 0."""
-        now = time.perf_counter()
+        now = perf_counter()
         if step == 0:
             self._epoch_start = now
-        rate = f"{step * self._batch_size / (now - self._epoch_start):,.0f} img/s" if step else ""
-        self._progress.update(
-            self._task,
-            completed=epoch * self._num_steps + step + 1,
-            description=f"epoch {epoch + 1}/{self._num_epochs}",
-            rate=rate,
-        )
+        else:
+            self._rate = step * self._batch_size / (now - self._epoch_start)
+        self._epoch, self._position = epoch + 1, epoch * self._num_steps + step + 1
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """An epoch ended; its line of `metrics.jsonl`."""
-        self.note(
-            f"epoch {metrics['epoch'] + 1:>{len(str(self._num_epochs))}}/{self._num_epochs}"
-            f"  train loss {metrics['train_loss']:.3f} acc {metrics['train_accuracy']:.1%}"
-            f"  val loss {metrics['val_loss']:.3f} acc {metrics['val_accuracy']:.1%}"
-            f"  lr {metrics['lr']:.2g}  {metrics['img_per_s']:,.0f} img/s  {metrics['seconds']:.1f} s"
-        )
+        self._keep(metrics)
+        self._rate = metrics["img_per_s"]
+        epoch = f"epoch {metrics['epoch'] + 1:>{len(str(self._num_epochs))}}/{self._num_epochs}"
+        train, val = f"train loss {metrics['train_loss']:.3f}", f"val loss {metrics['val_loss']:.3f}"
+        train_accuracy, val_accuracy = f"acc {metrics['train_accuracy']:.1%}", f"acc {metrics['val_accuracy']:.1%}"
+        most = f"{epoch}  {train} {train_accuracy}  {val} {val_accuracy}"
+        rate = f"{metrics['img_per_s']:,.0f} img/s"
+        variants = [
+            f"{most}  lr {metrics['lr']:.2g}  {rate}  {metrics['seconds']:.1f} s", f"{most}  {rate}", most,
+            f"{epoch}  {train}  val {val_accuracy}", f"{epoch}  val {val_accuracy}",
+        ]  # fmt: skip
+        fitting = [line for line in variants if not self._is_live or len(line) <= self._out.width]
+        self.note((fitting or variants[-1:])[0])
 
-    def summarise(
-        self, recipe: Recipe, config: dict[str, Any], run_dir: Path, results: dict[str, Any], *, again: str
-    ) -> None:
-        """The run's end: what it reached, where everything is, and what to do next.
+    def _keep(self, metrics: dict[str, Any]) -> None:
+        self._last = metrics
+        if self._best is None or metrics["val_accuracy"] > self._best["val_accuracy"]:
+            self._best = metrics
 
-        Args:
-            recipe: as published.
-            config: the run's settings as in `config.json`.
-            run_dir: where everything was written.
-            results: as in `results.json`.
-            again: the command for a whole run.
-        """
-        best, last = results["best"], results["last"]
-        lines = ["", f"test accuracy on {results['num_test_images']:,} images    clean   augmented"]
-        for name, row in ((f"best weights (epoch {best['epoch'] + 1})", best), ("last weights", last)):
-            lines.append(f"  {name:<27}{row['test_accuracy']:>9.2%}{row['test_accuracy_augmented']:>12.2%}")
-        lines.append(f"  {'last weights, val and test':<27}{results['val_and_test_accuracy']:>9.2%}")
-        if recipe.published_accuracy is not None:
-            lines.append(f"  {'published':<27}{recipe.published_accuracy:>9.0%}   (very likely on augmented images)")
-        num_train = cifar10.CONTENT.num_train
-        is_short = config["epochs"] < recipe.epochs or config["train_images"] < num_train
-        if is_short:
-            seconds = recipe.epochs * num_train / results["img_per_s"]
-            lines += [
-                "",
-                f"This was a short run: {config['epochs']} of {recipe.epochs} epochs,"
-                f" {config['train_images']:,} of {num_train:,} training images.",
-                f"At the {results['img_per_s']:,.0f} img/s measured here the full recipe trains for about "
-                + (f"{seconds / 3600:.1f} hours." if seconds > 600 else f"{seconds:.0f} seconds."),
-            ]
-        charts = run_dir / "charts"
-        lines += ["", f"run       {run_dir}", f"charts    {charts}/curves.png, confusion.png, samples.png",
-                  f"weights   {run_dir / runs.BEST}"]  # fmt: skip
-        next_command = f"{again}   (the full recipe)" if is_short else f"{again} --seed {config['seed'] + 1}"
-        lines.append(f"next      {next_command}")
-        for line in lines:
-            self.note(line)
+    def __rich_console__(self, _: RichConsole, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Draw the live view; rich asks for it four times a second."""
+        width, total = options.max_width, self._num_epochs * self._num_steps
+        if not total:
+            yield ProgressBar(total=None, width=min(width, _MAX_BAR), pulse_style="cyan")
+            return
+        epoch = f"epoch {self._epoch}/{self._num_epochs}"
+        percentage = f"{100 * self._position // total:>3}%"
+        bar_width = min(width, _MAX_BAR) - len(epoch) - len(percentage) - 2
+        row = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
+        bar = ProgressBar(total, self._position, max(1, bar_width), complete_style="cyan", finished_style="cyan")
+        row.add_row(epoch, bar, percentage)
+        yield row
+        for parts in (self._pace(total), self._figures()):
+            for line in _pack(parts, width):
+                yield Text(line, no_wrap=True)
 
+    def _pace(self, total: int) -> list[str]:
+        """Rate, time passed, and time left by what this process did: epochs of an earlier one do not count."""
+        passed, num_done = perf_counter() - self._begun, self._position - self._first_position
+        pace = [] if self._rate is None else [f"{self._rate:,.0f} img/s"]
+        pace.append(f"{_format_duration(passed)} passed")
+        if num_done:
+            pace.append(f"{_format_duration(passed / num_done * (total - self._position))} left")
+        return pace
 
-def _print_table(columns: list[str], rows: list[list[str]], *, num_text_columns: int) -> None:
-    """A plain table; the first columns are text, the others figures. In a pipe it is as wide as it needs."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position < num_text_columns else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(escape, row))
-    RichConsole(highlight=False, width=None if RichConsole().is_terminal else 1000).print(table)
-
-
-def show_evaluation(evaluation: dict[str, Any]) -> None:
-    """Print what `classifier.evaluate_split` found."""
-    out = RichConsole(highlight=False, soft_wrap=True)
-    low, high = evaluation["interval_95"]
-    how = "augmented" if evaluation["augmented"] else "clean, mirror TTA" if evaluation["mirror_tta"] else "clean"
-    out.print(
-        f"{evaluation['checkpoint']}: {evaluation['recipe']}, {evaluation['num_epochs']} epochs\n"
-        f"accuracy {evaluation['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), loss {evaluation['loss']:.4f},"
-        f" on {evaluation['num_images']:,} images of {evaluation['split']}, {how}\n",
-        markup=False,
-    )
-
-    def percent(share: float | None) -> str:
-        return "-" if share is None else f"{share:.1%}"
-
-    rows = [
-        [row["class"], *(percent(row[key]) for key in ("precision", "recall", "f1")), f"{row['num_images']:,}"]
-        for row in evaluation["classes"]
-    ]
-    _print_table(["class", "precision", "recall", "F1", "images"], rows, num_text_columns=1)
-    if evaluation["confusions"]:
-        mistakes = [f"{row['label']} as {row['predicted']} {row['count']}" for row in evaluation["confusions"][:5]]
-        out.print(f"\nmost often taken: {', '.join(mistakes)}", markup=False)
-
-
-def show_predictions(predictions: list[dict[str, Any]]) -> None:
-    """Print what `classifier.predict_pictures` found."""
-    rows = [
-        [row["path"], *(f"{guess['class']} {guess['probability']:.1%}" for guess in row["top"])] for row in predictions
-    ]
-    _print_table(["picture", "first", "second", "third"], rows, num_text_columns=4)
-
-
-def show_runs(folder: Path, found: list[RunSummary]) -> None:
-    """Print a table of runs, and how to go on with one that was stopped."""
-    out = RichConsole(highlight=False, soft_wrap=True)
-    if not found:
-        out.print(f"{folder} holds no runs", markup=False)
-        return
-    rows = [
-        [
-            run.path.name or str(run.path), run.state, run.recipe, f"{run.num_epochs}/{run.epochs}",
-            "" if run.seed is None else str(run.seed),
-            "" if run.test_accuracy is None else f"{run.test_accuracy:.2%}",
-            "" if run.img_per_s is None else f"{run.img_per_s:,.0f}",
-            "" if run.begun is None else f"{run.begun:%Y-%m-%d %H:%M}",
+    def _figures(self) -> list[str]:
+        """Of finished epochs only: to read the step's loss, the device would have to be waited for."""
+        if self._last is None or self._best is None:
+            return []
+        last, best = self._last, self._best
+        return [
+            f"last: train loss {last['train_loss']:.3f}, val acc {last['val_accuracy']:.1%}",
+            f"best: val acc {best['val_accuracy']:.1%}, epoch {best['epoch'] + 1}",
         ]
-        for run in found
-    ]  # fmt: skip
-    _print_table(["run", "state", "recipe", "epochs", "seed", "test", "img/s", "begun"], rows, num_text_columns=3)
-    stopped = [run for run in found if run.state == "stopped"]
-    if stopped:
-        command = f"fastcifar train --resume {shlex.quote(str(stopped[0].path))}"
-        out.print(f"\nstopped runs go on where they were, for example: {command}", markup=False)
+
+
+def _pack(parts: Sequence[str], width: int) -> list[str]:
+    """As few lines of that width as hold the parts, none of which is broken."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(part)
+    return lines
+
+
+def _format_duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

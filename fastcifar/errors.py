@@ -1,4 +1,4 @@
-"""The one exception type for what a user can act on, and the one for a run that was told to stop."""
+"""The one exception type for what a user can act on, the one for a run that was told to stop, and their text."""
 
 
 class FastcifarError(Exception):
@@ -19,3 +19,8 @@ class Interrupted(Exception):  # noqa: N818 (like KeyboardInterrupt, no error)
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def one_line(text: str) -> str:
+    """Text as one line that a terminal only shows: what it would obey is written out (a file may be named anything)."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -1,5 +1,6 @@
 """Who watches a run: the base of what a console, a notebook or a service makes of it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -9,8 +10,8 @@ class Observer:
     def note(self, line: str) -> None:
         """One line on what happens next."""
 
-    def begin(self, num_epochs: int, num_steps: int, batch_size: int) -> None:
-        """Training begins: so many epochs of so many steps."""
+    def begin(self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]) -> None:
+        """Training begins: so many epochs of so many steps; of a resumed run, the metrics of those finished before."""
 
     def step(self, epoch: int, step: int) -> None:
         """A step was issued; both count from 0."""

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -124,9 +125,29 @@ def test_from_nothing_to_a_trained_model(tmp_path: Path) -> None:
     assert (trained.returncode, trained.stderr) == (0, "")
     lines = trained.stdout.splitlines()
     assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
-    assert "This was a short run: 2 of 55 epochs, 40 of 40 training images." in lines
-    assert lines[-1] == "next      fastcifar train --recipe adam89 --batch-size 8 --device cpu   (the full recipe)"
+    assert any(line.startswith("This was a short run: 2 of 55 epochs, 40 of 40 training images.") for line in lines)
+    assert lines[-1] == "          fastcifar train --recipe adam89 --batch-size 8 --device cpu  # the full recipe"
+    for line in lines[-3:]:
+        assert line[10:].split()[1] in cli.cli.commands
     assert (tmp_path / "run" / "charts" / "curves.png").stat().st_size > 10_000
+
+
+def test_quiet_says_where_the_run_is_and_nothing_else(tiny_data: Path, tmp_path: Path) -> None:
+    trained = run_tiny(*TRAIN, "--epochs", "1", "--quiet", cwd=tmp_path)
+    assert (trained.returncode, trained.stderr) == (0, "")
+    assert re.fullmatch(r"runs/adam89-\d{8}-\d{6}\n", trained.stdout)
+    assert (tmp_path / trained.stdout.strip() / "results.json").exists()
+    failed = run_tiny(*TRAIN, "--epochs", "0", "--quiet", cwd=tmp_path)
+    message = "Error: --epochs must be between 1 and 100,000, not 0\n"
+    assert (failed.returncode, failed.stdout, failed.stderr) == (2, "", message)
+
+
+def test_an_error_obeys_nothing_that_a_path_holds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = call(monkeypatch, capsys, "runs", "no\x1b[31m [red]such[/red]\u202efolder")
+    message = r"Error: cannot read no\x1b[31m [red]such[/red]\u202efolder: No such file or directory"
+    assert (code, err) == (2, f"{message}\n")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -177,11 +198,13 @@ def test_resume_goes_on_with_the_runs_own_settings(
         run(tiny_data, tmp_path / "run", listener)
     code, _, err = call(monkeypatch, capsys, "train", "--resume", "run", "--epochs", "9")
     assert (code, err) == (2, "Error: --resume goes on with the run's own settings: leave out --epochs\n")
+    shutil.copytree("run", "again")
+    assert call(monkeypatch, capsys, "train", "--resume", "again", "--quiet") == (0, "again\n", "")
     code, out, err = call(monkeypatch, capsys, "train", "--resume", "run")
     assert (code, err) == (0, "")
     assert [line.split("  ")[0] for line in out.splitlines() if line.startswith("epoch")] == ["epoch 2/3", "epoch 3/3"]
     again = "fastcifar train --recipe adam89 --batch-size 8" + (" --precision fp32" if is_bf16_fast(CPU) else "")
-    assert out.splitlines()[-1] == f"next      {again}   (the full recipe)"
+    assert out.splitlines()[-1] == f"          {again}  # the full recipe"
     code, _, err = call(monkeypatch, capsys, "train", "--resume", "run")
     assert (code, err) == (2, "Error: run is finished: there is nothing left to do\n")
     code, _, err = call(monkeypatch, capsys, *TRAIN, "--out", "run")

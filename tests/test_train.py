@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,8 @@ class Listener(Observer):
         self.steps: list[tuple[int, int]] = []
         self.stop_at: tuple[int, int] | None = None
 
-    def begin(self, num_epochs: int, num_steps: int, batch_size: int) -> None:
-        self.begun = (num_epochs, num_steps, batch_size)
+    def begin(self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]) -> None:
+        self.begun = (num_epochs, num_steps, batch_size, len(finished))
 
     def step(self, epoch: int, step: int) -> None:
         self.steps.append((epoch, step))
@@ -77,7 +78,7 @@ def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:
         "charts/samples.png", "charts/samples.svg", "config.json", "last.pt",
         "metrics.jsonl", "predictions.npz", "results.json",
     ]  # fmt: skip
-    assert listener.begun == (3, 5, 8)
+    assert listener.begun == (3, 5, 8, 0)
     assert listener.steps == [(epoch, step) for epoch in range(3) for step in range(5)]
 
     metrics = read_metrics(out)

@@ -1,0 +1,147 @@
+import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from test_console import pretend_terminal
+
+from fastcifar.cifar10 import CLASSES
+from fastcifar.printing import print_table, show_evaluation, show_predictions, show_runs, show_summary
+from fastcifar.recipes import get_recipe
+from fastcifar.run_list import RunSummary
+
+ROW = {"epoch": 1, "val_accuracy": 0.6, "test_loss": 1.0, "test_accuracy": 0.61, "test_accuracy_augmented": 0.5}
+RESULTS = {"best": ROW, "last": ROW | {"epoch": 2, "test_accuracy": 0.62}, "val_and_test_accuracy": 0.605,
+           "num_test_images": 5000, "img_per_s": 1000.0}  # fmt: skip
+PREDICTIONS: list[dict[str, Any]] = [
+    {"path": name, "top": [{"class": "automobile", "probability": 0.435}] * 3}
+    for name in ("cat.jpg", "[red]x[/red] :cat:.png", "new\nline\x1b[31m.png")
+]
+
+
+def summarise(capsys: pytest.CaptureFixture[str], run_dir: str = "runs/x", **config: int) -> list[str]:
+    capsys.readouterr()
+    settings = {"epochs": 55, "train_images": 50_000, "seed": 42} | config
+    show_summary(get_recipe("adam89"), settings, Path(run_dir), RESULTS, again="fastcifar train --recipe adam89")
+    return printed(capsys)
+
+
+def test_the_summary_of_a_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert summarise(capsys) == [
+        "",
+        "accuracy on 5,000 test images",
+        "weights            clean  augmented",
+        "best, epoch 2     61.00%     50.00%",
+        "last, epoch 3     62.00%     50.00%",
+        "last, val + test  60.50%",
+        "published                       89%",
+        "The published one is very likely of augmented images.",
+        "",
+        "run       runs/x",
+        "weights   runs/x/best.pt",
+        "charts    runs/x/charts",
+        "next      fastcifar evaluate runs/x  # scores of each class",
+        "          fastcifar predict runs/x PICTURE  # what it sees in yours",
+        "          fastcifar train --recipe adam89 --seed 43  # once more",
+    ]
+
+
+@pytest.mark.parametrize("config", [{"epochs": 2}, {"train_images": 100}])
+def test_the_summary_of_a_short_run(capsys: pytest.CaptureFixture[str], config: dict[str, int]) -> None:
+    lines = summarise(capsys, "my runs/x", **config)
+    assert lines[9] == (
+        f"This was a short run: {config.get('epochs', 55)} of 55 epochs, {config.get('train_images', 50_000):,} of"
+        # 55 epochs of 50,000 images at 1,000 a second
+        " 50,000 training images. At the 1,000 img/s measured here the full recipe trains for about 0.8 hours."
+    )
+    assert lines[11] == "run       my runs/x"
+    assert lines[14:] == [
+        "next      fastcifar evaluate 'my runs/x'  # scores of each class",
+        "          fastcifar predict 'my runs/x' PICTURE  # what it sees in yours",
+        "          fastcifar train --recipe adam89  # the full recipe",
+    ]
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line.rstrip() for line in click.unstyle(capsys.readouterr().out).splitlines()]
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_summary_fits_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], width: int
+) -> None:
+    pretend_terminal(monkeypatch, width)
+    lines = summarise(capsys, epochs=2)
+    assert "best, epoch 2     61.00%     50.00%" in lines
+    start = lines.index("run       runs/x")
+    assert max(map(len, lines[:start])) <= width
+    # Commands stay whole, to be copied.
+    assert lines[start + 4] == "          fastcifar predict runs/x PICTURE  # what it sees in yours"
+
+
+TABLE = (["name", "first", "n"], [["a [b]", "four", "1"], ["\N{CAT FACE} c", "x" * 12, "22"]])
+
+
+def test_a_table_too_wide_for_a_terminal_becomes_blocks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretend_terminal(monkeypatch, 23)
+    print_table(*TABLE, num_text_columns=2)
+    assert printed(capsys) == [
+        "name   first          n",
+        "a [b]  four           1",
+        "\N{CAT FACE} c   xxxxxxxxxxxx  22",  # a cat is two columns wide
+    ]
+    pretend_terminal(monkeypatch, 22)
+    print_table(*TABLE, num_text_columns=2)
+    assert printed(capsys) == [
+        "a [b]", "  first  four", "  n      1", "\N{CAT FACE} c", "  first  xxxxxxxxxxxx", "  n      22"
+    ]  # fmt: skip
+
+
+def test_a_pipe_gets_the_table_however_wide(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["name", "n"], [["x" * 2000, "1"]], num_text_columns=1)
+    assert printed(capsys)[1] == f"{'x' * 2000}  1"
+
+
+def test_predictions_show_any_name_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    show_predictions(PREDICTIONS)
+    lines = [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["picture", "cat.jpg", "[red]x[/red] :cat:.png", r"new\nline\x1b[31m.png"]
+
+
+def test_an_evaluation_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = {"precision": 0.435, "recall": 0.416, "f1": 0.425, "num_images": 89}
+    evaluation = {
+        "checkpoint": "runs/x/best.pt", "recipe": "adam89", "num_epochs": 3, "split": "test", "num_images": 1000,
+        "augmented": False, "mirror_tta": False, "accuracy": 0.462, "interval_95": [0.4313, 0.493], "loss": 1.4952,
+        "classes": [{"class": name, **scores} for name in CLASSES],
+        "confusions": [{"label": "truck", "predicted": "automobile", "count": 39}],
+    }  # fmt: skip
+    pretend_terminal(monkeypatch, 40)
+    show_evaluation(evaluation)
+    lines = printed(capsys)
+    assert lines[0] == "runs/x/best.pt: adam89, 3 epochs"
+    assert " ".join(lines[1:4]) == (
+        "accuracy 46.20% (95% interval 43.13% to 49.30%), loss 1.4952, on 1,000 images of test, clean"
+    )
+    assert lines[5:8] == ["airplane", "  precision  43.5%", "  recall     41.6%"]
+    assert lines[-1] == "most often taken: truck as automobile 39"
+
+
+def test_runs_and_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    begun = datetime.datetime(2026, 11, 22, 16, 3)
+    show_runs(Path("runs"), [
+        RunSummary(Path("runs/b"), "stopped", "sgd92", 3, 70, 42, begun=begun),
+        RunSummary(Path("runs/a"), "finished", "adam89", 55, 55, 42, 0.8912, 1234.5, begun),
+    ])  # fmt: skip
+    *table, _, hint = printed(capsys)
+    assert [line.split() for line in table] == [
+        ["run", "state", "recipe", "epochs", "seed", "test", "img/s", "begun"],
+        ["b", "stopped", "sgd92", "3/70", "42", "2026-11-22", "16:03"],
+        ["a", "finished", "adam89", "55/55", "42", "89.12%", "1,234", "2026-11-22", "16:03"],
+    ]
+    assert hint == "stopped runs go on where they were, for example: fastcifar train --resume runs/b"
