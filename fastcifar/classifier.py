@@ -39,6 +39,11 @@ class Classifier:
     settings: Settings
     num_epochs: int
 
+    def describe(self) -> str:
+        """Which model it is, on one line."""
+        plural = "" if self.num_epochs == 1 else "s"
+        return f"{self.path}: {self.settings.recipe.name}, {self.num_epochs} epoch{plural}"
+
     def logits(self, images: Tensor, *, geometry: Tensor | None = None, mirrored_too: bool = False) -> Tensor:
         """Classify images.
 

@@ -184,12 +184,26 @@ def evaluate(
 @click.argument("pictures", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def predict(checkpoint: Path, pictures: tuple[Path, ...], device: str, as_json: bool) -> None:
+@click.option("--picture", type=click.Path(path_type=Path), metavar="OUT.png|OUT.svg",
+              help="Draw them, too: each picture beside its probabilities.")  # fmt: skip
+def predict(
+    checkpoint: Path, pictures: tuple[Path, ...], device: str, as_json: bool, picture: Path | None
+) -> None:
     """Classify pictures of any size: the three likeliest of CIFAR-10's classes for each."""
+    from fastcifar.pictures import find_pictures
+
+    files = find_pictures(list(pictures))
+    if picture is not None:
+        from fastcifar.picture_grid import check_grid, write_grid
+
+        check_grid(picture, files)
     from fastcifar.classifier import load_classifier, predict_pictures
     from fastcifar.printing import show_predictions
 
-    predictions = predict_pictures(load_classifier(checkpoint, device), list(pictures))
+    classifier = load_classifier(checkpoint, device)
+    predictions = predict_pictures(classifier, files)
+    if picture is not None:
+        write_grid(picture, predictions, title=classifier.describe())
     if as_json:
         click.echo(json.dumps(predictions, indent=2))
     else:

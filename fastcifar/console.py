@@ -77,7 +77,7 @@ class Console(Observer):
         rate = f"{metrics['img_per_s']:,.0f} img/s"
         variants = [
             f"{most}  lr {metrics['lr']:.2g}  {rate}  {metrics['seconds']:.1f} s", f"{most}  {rate}", most,
-            f"{epoch}  {train}  val {val_accuracy}", f"{epoch}  val {val_accuracy}",
+            f"{epoch}  {train.removeprefix('train ')}  val {val_accuracy}", f"{epoch}  val {val_accuracy}",
         ]  # fmt: skip
         fitting = [line for line in variants if not self._is_live or len(line) <= self._out.width]
         self.note((fitting or variants[-1:])[0])

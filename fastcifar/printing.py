@@ -88,7 +88,9 @@ def show_summary(recipe: Recipe, config: dict[str, Any], run_dir: Path, results:
     for name, path in (("run", run_dir), ("weights", run_dir / runs.BEST), ("charts", run_dir / "charts")):
         out.print(f"{name:<10}{path}")
     for position, (command, purpose) in enumerate(commands.items()):
-        out.print(f"{'' if position else 'next':<10}{command}  # {purpose}")
+        line = f"{'' if position else 'next':<10}{command}"
+        is_wide = not out.is_terminal or len(line) + len(purpose) + 4 <= out.width
+        out.print(f"{line}  # {purpose}" if is_wide else line)
 
 
 def _print_text(out: Console, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from typing import Any, Self
 
@@ -44,4 +45,14 @@ class StopSignals:
             os._exit(128 + number)
         self.received = number
         again = "" if self._world.size > 1 else "; once more: at once"
-        os.write(2, f"{self.answer}{again}\n".encode())
+        _say(f"{self.answer}{again}\n")
+
+
+def _say(line: str) -> None:
+    try:
+        if sys.stderr.isatty():
+            sys.stderr.write(line)  # which a live view puts above itself
+            return
+    except (RuntimeError, ValueError, OSError):  # the signal came amid another write
+        pass
+    os.write(2, line.encode())

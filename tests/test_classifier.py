@@ -110,6 +110,11 @@ def test_the_commands(
     assert re.fullmatch(r"photo\.jpg( +[a-z]+ \d+\.\d%){3}", out.splitlines()[1].strip())
     code, out, _ = call(monkeypatch, capsys, "predict", "run", "photo.jpg", "--json")
     assert [guess["class"] in cifar10.CLASSES for guess in json.loads(out)[0]["top"]] == [True] * 3
+    code, again, err = call(monkeypatch, capsys, "predict", "run", "photo.jpg", "--json", "--picture", "grid.svg")
+    assert (code, again, err) == (0, out, "")
+    assert 'id="bar-0-2"' in Path("grid.svg").read_text()
+    code, out, err = call(monkeypatch, capsys, "predict", "none", "photo.jpg", "--picture", "grid.gif")
+    assert (code, out, err) == (2, "", "Error: --picture must end in .png or .svg, not 'grid.gif'\n")
     code, _, err = call(monkeypatch, capsys, "predict", "run", "run/config.json")
     assert (code, err) == (2, "Error: cannot read run/config.json: not a picture, or damaged\n")
 

@@ -59,7 +59,7 @@ def test_an_epoch_is_one_plain_line_elsewhere_than_on_a_terminal(capsys: pytest.
     ("width", "line"),
     [
         (30, "epoch  2/10  val acc 60.0%"),
-        (50, "epoch  2/10  train loss 1.235  val acc 60.0%"),
+        (40, "epoch  2/10  loss 1.235  val acc 60.0%"),
         (66, "epoch  2/10  train loss 1.235 acc 55.1%  val loss 1.100 acc 60.0%"),
         (80, "epoch  2/10  train loss 1.235 acc 55.1%  val loss 1.100 acc 60.0%  12,346 img/s"),
         (200, "epoch  2/10  train loss 1.235 acc 55.1%  val loss 1.100 acc 60.0%  lr 0.001  12,346 img/s  4.2 s"),

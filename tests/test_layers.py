@@ -9,9 +9,9 @@ PACKAGE = Path(fastcifar.__file__).parent
 LAYERS = [  # from the top
     "__main__", "cli", "console", "printing", "report", "page", "doctor", "train", "parts", "record", "trainer",
     "captured_step", "host_memory", "stop_signals", "observer", "classifier", "run_list", "settings", "evaluate",
-    "recipes", "charts", "curves", "outcomes", "figures", "scores", "pictures", "prepare", "loader", "ffcv_stream",
-    "checkpoint", "distributed", "runs", "sources", "local_copies", "decoding", "model", "augment_numba", "beton",
-    "augment", "cifar10", "hashing", "files", "errors", "__init__",
+    "recipes", "charts", "curves", "outcomes", "picture_grid", "figures", "scores", "pictures", "prepare", "loader",
+    "ffcv_stream", "checkpoint", "distributed", "runs", "sources", "local_copies", "decoding", "model",
+    "augment_numba", "beton", "augment", "cifar10", "hashing", "files", "errors", "__init__",
 ]  # fmt: skip
 
 
