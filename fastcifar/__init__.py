@@ -1,3 +1,51 @@
-"""The classic CIFAR-10 ResNet-18, trained fast and exactly."""
+"""The classic CIFAR-10 ResNet-18, trained fast and exactly.
+
+What a script needs is here by name. Each name's module is imported when the name is first used, so that importing this
+package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "RECIPES", "Classifier", "FastcifarError", "Interrupted", "Observer", "Recipe", "ResNet18", "Settings",
+    "draw_charts", "evaluate_split", "list_runs", "load_classifier", "predict_pictures", "prepare_data",
+    "resolve_settings", "resume_training", "train_model", "verify_data",
+]  # fmt: skip
+
+if TYPE_CHECKING:
+    from fastcifar.charts import draw_charts
+    from fastcifar.classifier import Classifier, evaluate_split, load_classifier, predict_pictures
+    from fastcifar.errors import FastcifarError, Interrupted
+    from fastcifar.model import ResNet18
+    from fastcifar.observer import Observer
+    from fastcifar.prepare import prepare_data, verify_data
+    from fastcifar.recipes import RECIPES, Recipe
+    from fastcifar.run_list import list_runs
+    from fastcifar.settings import Settings, resolve_settings
+    from fastcifar.train import resume_training, train_model
+else:  # a type checker that saw __getattr__ would believe in any name
+    _MODULES = {
+        "charts": ("draw_charts",),
+        "classifier": ("Classifier", "evaluate_split", "load_classifier", "predict_pictures"),
+        "errors": ("FastcifarError", "Interrupted"),
+        "model": ("ResNet18",),
+        "observer": ("Observer",),
+        "prepare": ("prepare_data", "verify_data"),
+        "recipes": ("RECIPES", "Recipe"),
+        "run_list": ("list_runs",),
+        "settings": ("Settings", "resolve_settings"),
+        "train": ("resume_training", "train_model"),
+    }
+
+    def __getattr__(name: str) -> Any:
+        for module, names in _MODULES.items():
+            if name in names:
+                value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

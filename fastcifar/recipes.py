@@ -1,9 +1,14 @@
 """The recipes, as data. Adding one is adding an entry to `RECIPES`."""
 
-from dataclasses import dataclass, replace
-from typing import Literal
+import math
+import re
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
 
 from fastcifar.errors import FastcifarError
+
+Optimizer = Literal["sgd", "adam"]
+Schedule = Literal["cosine", "step"]
 
 
 @dataclass(frozen=True)
@@ -27,16 +32,19 @@ class Recipe:
         mean: subtracted from each channel, on the scale of [0, 1].
         std: each channel is divided by it, on the scale of [0, 1].
         seed: of initialisation, order and augmentation.
+
+    Raises:
+        FastcifarError: a value is none to train by.
     """
 
     name: str
     published_accuracy: float | None
     epochs: int
     batch_size: int
-    optimizer: Literal["sgd", "adam"]
+    optimizer: Optimizer
     learning_rate: float
     weight_decay: float
-    schedule: Literal["cosine", "step"]
+    schedule: Schedule
     momentum: float = 0.0
     step_epochs: int = 0
     step_factor: float = 1.0
@@ -45,6 +53,30 @@ class Recipe:
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type is float and type(value) is int:  # 0 is as good as 0.0
+                object.__setattr__(self, field.name, float(value))
+        is_sound = {
+            "name": re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name),  # run directories are named after it
+            "epochs": self.epochs >= 1,
+            "batch_size": self.batch_size >= 1,
+            "optimizer": self.optimizer in get_args(Optimizer),
+            "schedule": self.schedule in get_args(Schedule),
+            "learning_rate": 0 < self.learning_rate < math.inf,
+            "weight_decay": 0 <= self.weight_decay < math.inf,
+            "momentum": 0 <= self.momentum < 1,
+            "step_epochs": self.step_epochs >= 1 or self.schedule != "step",
+            "padding": self.padding >= 0,
+            "max_angle_deg": 0 <= self.max_angle_deg <= 180,
+            "mean": len(self.mean) == 3 and all(map(math.isfinite, self.mean)),
+            "std": len(self.std) == 3 and all(0 < value < math.inf for value in self.std),
+        }
+        for name, is_good in is_sound.items():
+            if not is_good:
+                raise FastcifarError(f"the recipe {self.name!r} cannot have {name}={getattr(self, name)!r}")
 
     def with_epochs(self, epochs: int) -> "Recipe":
         """The same recipe in more or fewer epochs, its schedule stretched to keep its shape."""

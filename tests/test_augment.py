@@ -73,6 +73,19 @@ def test_other_paddings_and_angles_equal_torchvision(padding: int, max_angle_deg
     assert count_different(random_images(300), params) == 0
 
 
+def test_no_angle_is_crop_and_flip_alone() -> None:
+    images = random_images(500)
+    params = draw_params(5, 0, torch.arange(500), max_angle_deg=0)
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    draws = zip(params.dy.tolist(), params.dx.tolist(), params.flip.tolist(), strict=True)
+    expected = [image[dy : dy + 32, dx : dx + 32][:, :: -1 if flip else 1]
+                for image, (dy, dx, flip) in zip(padded, draws, strict=True)]  # fmt: skip
+    np.testing.assert_array_equal(crop_flip_rotate(torch.from_numpy(images), params).numpy(), np.stack(expected))
+    # Crop and flip are those that the same seed draws with rotation.
+    rotated = draw_params(5, 0, torch.arange(500), max_angle_deg=15)
+    assert all(torch.equal(getattr(params, field), getattr(rotated, field)) for field in FIELDS)
+
+
 def test_angles_are_exact_and_cover_their_range() -> None:
     levels = torch.tensor([0, 1, 32_768, 65_535])
     params = Params(levels, levels, levels > 0, levels, 4, 15)

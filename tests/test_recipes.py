@@ -1,4 +1,5 @@
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytest
 
@@ -36,3 +37,27 @@ def test_a_cosine_has_no_steps_to_scale() -> None:
 def test_an_unknown_recipe_names_those_there_are() -> None:
     with pytest.raises(FastcifarError, match="no recipe is called 'x': choose from sgd92, adam89"):
         get_recipe("x")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "my/own"}, "the recipe 'my/own' cannot have name='my/own'"),
+        ({"optimizer": "adamw"}, "the recipe 'adam89' cannot have optimizer='adamw'"),
+        ({"schedule": "linear"}, "the recipe 'adam89' cannot have schedule='linear'"),
+        ({"step_epochs": 0}, "the recipe 'adam89' cannot have step_epochs=0"),
+        ({"learning_rate": float("nan")}, "the recipe 'adam89' cannot have learning_rate=nan"),
+        ({"max_angle_deg": -1}, r"the recipe 'adam89' cannot have max_angle_deg=-1\.0"),
+        ({"mean": (0.5, 0.5)}, r"the recipe 'adam89' cannot have mean=\(0\.5, 0\.5\)"),
+        ({"std": (0.5, 0.5, 0.0)}, r"the recipe 'adam89' cannot have std=\(0\.5, 0\.5, 0\.0\)"),
+    ],
+)
+def test_what_cannot_be_trained_by_is_no_recipe(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(FastcifarError, match=message):
+        replace(get_recipe("adam89"), **change)
+
+
+def test_whole_numbers_will_do() -> None:
+    recipe = replace(get_recipe("sgd92"), max_angle_deg=0, weight_decay=0)
+    assert (recipe.max_angle_deg, recipe.weight_decay) == (0.0, 0.0)
+    assert type(recipe.max_angle_deg) is type(recipe.weight_decay) is float  # as a checkpoint's settings are checked
