@@ -71,8 +71,9 @@ class FastCifar(Contender):
     def _planner(self, indices: Tensor) -> EpochPlanner:
         recipe = self._recipe
         return EpochPlanner(
-            indices, recipe.batch_size, seed=recipe.seed, padding=recipe.padding, max_angle_deg=recipe.max_angle_deg
-        )
+            indices, recipe.global_batch_size, seed=recipe.seed, padding=recipe.padding,
+            max_angle_deg=recipe.max_angle_deg,
+        )  # fmt: skip
 
     def batches(self) -> Batches:
         """The loader's own epoch, a new one at each call, with the memory setting that training has on a CPU."""
@@ -88,7 +89,7 @@ class FastCifar(Contender):
 
     def pop_loss(self) -> float:
         """From the trainer's totals on the device."""
-        loss = self._trainer.totals[0].item() / (self._num_steps * self._recipe.batch_size)
+        loss = self._trainer.totals[0].item() / (self._num_steps * self._recipe.global_batch_size)
         self._trainer.totals.zero_()
         self._num_steps = 0
         return loss
@@ -173,8 +174,8 @@ class DataLoaderContender(_Notebook):
         ])  # fmt: skip
         tuned: Any = {"pin_memory": device.type == "cuda", "persistent_workers": num_workers > 0} if is_tuned else {}
         self._loader = DataLoader(
-            _PilImages(split, transform), recipe.batch_size, shuffle=True, drop_last=True, num_workers=num_workers,
-            **tuned,
+            _PilImages(split, transform), recipe.global_batch_size, shuffle=True, drop_last=True,
+            num_workers=num_workers, **tuned,
         )  # fmt: skip
 
     def batches(self) -> Batches:
@@ -204,7 +205,7 @@ class StockFfcv(_Notebook):
             image = [SimpleRGBImageDecoder(), RandomHorizontalFlip(), RandomTranslate(padding=recipe.padding)]
             self._loader = FfcvLoader(
                 str(beton_path(data_dir, "train")),
-                batch_size=recipe.batch_size,
+                batch_size=recipe.global_batch_size,
                 num_workers=num_workers,
                 order=OrderOption.RANDOM,
                 os_cache=True,
@@ -251,7 +252,7 @@ class ResidentEager(_Notebook):
 
     def batches(self) -> Batches:
         """A shuffled epoch, each batch augmented when it is taken."""
-        size = self.recipe.batch_size
+        size = self.recipe.global_batch_size
         order = torch.randperm(len(self._images), device=self.device)
         for start in range(0, len(order) - size + 1, size):
             chosen = order[start : start + size]

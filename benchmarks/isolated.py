@@ -115,7 +115,7 @@ def _serve(connection: Connection, name: str) -> None:
             else:
                 assert contender is not None
                 assert task is not None
-                answer = time_epoch(contender, task.recipe.batch_size, task.device, order)
+                answer = time_epoch(contender, task.recipe.global_batch_size, task.device, order)
                 contender.pop_loss()
         except Exception as error:
             answer = f"{name}: {error!r}"

@@ -65,7 +65,7 @@ def build_pipelines(
     split: Split, data_dir: Path, device: torch.device, *, batch_size: int, num_workers: int
 ) -> list[tuple[str, str, int, Epoch]]:
     """What is measured: name, note, images an epoch, and the epoch itself."""
-    recipe = dataclasses.replace(RECIPES["sgd92"], batch_size=batch_size)
+    recipe = dataclasses.replace(RECIPES["sgd92"], global_batch_size=batch_size)
     num_images = len(split.labels) // batch_size * batch_size
     num_few = max(num_images // _SLOW // batch_size, 1) * batch_size
     few = Split(split.images[:num_few], split.labels[:num_few], split.indices[:num_few])

@@ -112,7 +112,7 @@ def measure_rate(name: str, num_steps: int, data_dir: Path, world: World, device
     precision = "bf16" if is_bf16_fast(device) else "fp32"
     trainer = Trainer(recipe, device, precision=precision, compile=device.type == "cuda", world=world)
     planner = EpochPlanner(
-        torch.from_numpy(split.indices).to(device), recipe.batch_size, seed=recipe.seed, padding=recipe.padding,
+        torch.from_numpy(split.indices).to(device), recipe.global_batch_size, seed=recipe.seed, padding=recipe.padding,
         max_angle_deg=recipe.max_angle_deg, world=world,
     )  # fmt: skip
     images, labels = torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).long().to(device)
@@ -128,7 +128,7 @@ def measure_rate(name: str, num_steps: int, data_dir: Path, world: World, device
         for _ in range(num_steps):
             trainer.step(*next(batches))
         synchronise(device)
-        return num_steps * recipe.batch_size / world.maximum(time.perf_counter() - start)
+        return num_steps * recipe.global_batch_size / world.maximum(time.perf_counter() - start)
 
 
 def run_job(name: str, world_size: int, num_steps: int, data_dir: Path, out: Path) -> float:
@@ -185,7 +185,7 @@ def main(
          f"{row['efficiency']:.0%}"]
         for row in results
     ]  # fmt: skip
-    batch_size = get_recipe(name).batch_size
+    batch_size = get_recipe(name).global_batch_size
     title = f"\n{name}, global batch size {batch_size}, {machine['device']}" + ("" if is_cuda else ", a thread each")
     print_table(title, ["processes", "img/s", "spread", "gain", "efficiency"], rows)
     show_model(Model())

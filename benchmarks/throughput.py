@@ -39,8 +39,8 @@ def measure_recipe(
     ceiling_img_per_s: float,
 ) -> dict[str, Any]:  # fmt: skip
     """Time every contender on a recipe, in rounds; those that fail move to `failures`, with the reason."""
-    recipe = task.recipe
-    print(f"{recipe.name}, batch size {recipe.batch_size}: building the contenders", flush=True)
+    recipe, batch_size = task.recipe, task.recipe.global_batch_size
+    print(f"{recipe.name}, batch size {batch_size}: building the contenders", flush=True)
 
     def tried(name: str, work: Callable[..., Any], *arguments: Any) -> Any:
         """What `work` returns; a contender that fails is out, the others go on."""
@@ -80,14 +80,14 @@ def measure_recipe(
             "name": name,
             "note": CONTENDERS[name].note.format(precision=task.precision),
             "img_per_s": rate,
-            "s_per_epoch": len(task.split.labels) // recipe.batch_size * recipe.batch_size / rate["median"],
+            "s_per_epoch": len(task.split.labels) // batch_size * batch_size / rate["median"],
             # Round by round, because both halves of a pair met the same machine.
             "fastcifar_is_faster_by": spread([mine / rate for mine, rate in zip(ours, rates, strict=True)]),
             "share_of_ceiling": rate["median"] / ceiling_img_per_s,
             "waiting_for_data": spread([timing.waiting for timing in timings[name]]),
             "peak_memory_gib": max(timing.peak_memory_gib for timing in timings[name]),
         })  # fmt: skip
-    return {"recipe": recipe.name, "batch_size": recipe.batch_size, "precision": task.precision, "contenders": rows,
+    return {"recipe": recipe.name, "batch_size": batch_size, "precision": task.precision, "contenders": rows,
             "failures": dict(failures)}  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def main(
             for batch_size in [int(size) for size in batch_sizes.split(",")] if batch_sizes else [None]:
                 recipe = RECIPES[name]
                 task = Task(
-                    recipe if batch_size is None else dataclasses.replace(recipe, batch_size=batch_size), split,
+                    recipe if batch_size is None else dataclasses.replace(recipe, global_batch_size=batch_size), split,
                     data_dir, device, precision, machine["num_cpus"] if num_workers is None else num_workers,
                 )  # fmt: skip
                 result = measure_recipe(

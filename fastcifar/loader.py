@@ -44,7 +44,7 @@ class EpochPlanner:
 
     Args:
         indices: `(N,)` int64 global sample indices of the images to train on.
-        batch_size: images a step, over all ranks; the world's size divides it.
+        global_batch_size: images a step, over all ranks; the world's size divides it.
         seed: of order and augmentation.
         padding: of the crop.
         max_angle_deg: of the rotation.
@@ -56,13 +56,13 @@ class EpochPlanner:
     """
 
     def __init__(
-        self, indices: Tensor, batch_size: int, *, seed: int, padding: int, max_angle_deg: float,
+        self, indices: Tensor, global_batch_size: int, *, seed: int, padding: int, max_angle_deg: float,
         world: World = ALONE,
     ) -> None:  # fmt: skip
         self.indices = indices
-        self.num_steps = len(indices) // batch_size
-        self.rank_batch_size = batch_size // world.size
-        self._batch_size, self._world = batch_size, world
+        self.num_steps = len(indices) // global_batch_size
+        self.rank_batch_size = global_batch_size // world.size
+        self._global_batch_size, self._world = global_batch_size, world
         self._seed, self._padding, self._max_angle_deg = seed, padding, max_angle_deg
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ class EpochPlanner:
             `(num_steps * rank_batch_size,)` int64 positions in `indices`, and `(num_steps * rank_batch_size, 9)` int32
             geometry for `gather_augmented`.
         """
-        order = draw_order(self._seed, epoch, self.indices)[: self.num_steps * self._batch_size]
+        order = draw_order(self._seed, epoch, self.indices)[: self.num_steps * self._global_batch_size]
         order = order.view(self.num_steps, self._world.size, -1)[:, self._world.rank].flatten()
         params = draw_params(
             self._seed, epoch, self.indices[order], padding=self._padding, max_angle_deg=self._max_angle_deg

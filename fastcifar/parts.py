@@ -99,7 +99,7 @@ def _build_loader(settings: Settings, data_dir: Path, device: torch.device, worl
     def planner_on(where: torch.device) -> EpochPlanner:
         return EpochPlanner(
             indices[chosen].to(where),
-            recipe.batch_size,
+            recipe.global_batch_size,
             seed=recipe.seed,
             padding=recipe.padding,
             max_angle_deg=recipe.max_angle_deg,

@@ -19,7 +19,7 @@ class Recipe:
         name: by which the command line knows it.
         published_accuracy: what its authors report, 0..1, or None.
         epochs: passes over the training set.
-        batch_size: images a step, over all devices.
+        global_batch_size: images a step, over all devices.
         optimizer: "sgd" or "adam".
         learning_rate: at the start.
         weight_decay: L2 penalty, added to the gradient.
@@ -40,7 +40,7 @@ class Recipe:
     name: str
     published_accuracy: float | None
     epochs: int
-    batch_size: int
+    global_batch_size: int
     optimizer: Optimizer
     learning_rate: float
     weight_decay: float
@@ -62,7 +62,7 @@ class Recipe:
         is_sound = {
             "name": re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name),  # run directories are named after it
             "epochs": self.epochs >= 1,
-            "batch_size": self.batch_size >= 1,
+            "global_batch_size": self.global_batch_size >= 1,
             "optimizer": self.optimizer in get_args(Optimizer),
             "schedule": self.schedule in get_args(Schedule),
             "learning_rate": 0 < self.learning_rate < math.inf,
@@ -92,7 +92,7 @@ RECIPES = {
             name="sgd92",
             published_accuracy=0.92,
             epochs=70,
-            batch_size=128,
+            global_batch_size=128,
             optimizer="sgd",
             learning_rate=0.1,
             momentum=0.9,
@@ -103,7 +103,7 @@ RECIPES = {
             name="adam89",
             published_accuracy=0.89,
             epochs=55,
-            batch_size=128,
+            global_batch_size=128,
             optimizer="adam",
             learning_rate=0.001,
             weight_decay=1e-4,

@@ -63,7 +63,7 @@ def resolve_settings(
     epochs: int | None = None,
     train_images: int | None = None,
     eval_images: int | None = None,
-    batch_size: int | None = None,
+    global_batch_size: int | None = None,
     seed: int | None = None,
     device: str = "auto",
     loader: str = "resident",
@@ -79,7 +79,7 @@ def resolve_settings(
         epochs: None for the recipe's.
         train_images: None for all 50,000.
         eval_images: of val and of test each; None for all 5,000.
-        batch_size: None for the recipe's.
+        global_batch_size: None for the recipe's.
         seed: None for the recipe's.
         device: "auto" takes CUDA where there is one.
         loader: "resident" or "streamed".
@@ -92,18 +92,19 @@ def resolve_settings(
         FastcifarError: a choice is impossible.
     """
     content = cifar10.CONTENT
+    batch_size = recipe.global_batch_size if global_batch_size is None else global_batch_size
     resolved = recipe if epochs is None else recipe.with_epochs(_within("epochs", epochs, 1, 100_000))
     resolved = replace(
         resolved,
-        batch_size=_within("batch-size", recipe.batch_size if batch_size is None else batch_size, 1, content.num_train),
+        global_batch_size=_within("batch-size", batch_size, 1, content.num_train),
         seed=_within("seed", recipe.seed if seed is None else seed, 0, 2**32 - 1),
     )
     num_train = content.num_train if train_images is None else train_images
     num_eval = content.num_test // 2 if eval_images is None else eval_images
-    _within("train-images", num_train, resolved.batch_size, content.num_train, "(one batch is the least)")
+    _within("train-images", num_train, resolved.global_batch_size, content.num_train, "(one batch is the least)")
     _within("eval-images", num_eval, 1, content.num_test // 2)
     world = read_world()
-    _check_divides(world, resolved.batch_size)
+    _check_divides(world, resolved.global_batch_size)
     target = resolve_device(device, world)
     is_cuda = target.type == "cuda"
     if sync_bn and not is_cuda:
@@ -154,10 +155,10 @@ def restore_settings(config: Any) -> Settings:
     recipe = settings.recipe
     if recipe.name in RECIPES:
         known = RECIPES[recipe.name].with_epochs(recipe.epochs)
-        if recipe != replace(known, batch_size=recipe.batch_size, seed=recipe.seed):
+        if recipe != replace(known, global_batch_size=recipe.global_batch_size, seed=recipe.seed):
             raise FastcifarError(f"the recipe {recipe.name} is another one in this version")
     world = read_world()
-    _check_divides(world, recipe.batch_size)
+    _check_divides(world, recipe.global_batch_size)
     if world.size == settings.world_size == 1:
         device, num_threads = resolve_device(settings.device), settings.num_threads
     else:
@@ -168,13 +169,13 @@ def restore_settings(config: Any) -> Settings:
     )
 
 
-def _check_divides(world: World, batch_size: int) -> None:
-    if batch_size % world.size:
-        below = batch_size - batch_size % world.size
+def _check_divides(world: World, global_batch_size: int) -> None:
+    if global_batch_size % world.size:
+        below = global_batch_size - global_batch_size % world.size
         nearest = " or ".join(str(size) for size in (below, below + world.size) if size)
         raise FastcifarError(
-            f"--batch-size {batch_size}, of all processes together, cannot be shared equally by {world.size} of them: "
-            f"give {nearest}"
+            f"--batch-size {global_batch_size}, of all processes together, cannot be shared equally by {world.size} of "
+            f"them: give {nearest}"
         )
 
 

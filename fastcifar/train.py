@@ -142,7 +142,7 @@ def _train(
     if settings.compile:
         observer.note("compiling the step and the evaluation (about a minute, less when it is cached)")
         observer.note(f"compiled in {parts.warm_up():.0f} s")
-    observer.begin(recipe.epochs, parts.loader.num_steps, recipe.batch_size, tuple(record.metrics))
+    observer.begin(recipe.epochs, parts.loader.num_steps, recipe.global_batch_size, tuple(record.metrics))
     with StopSignals(world) as signals:
 
         def stop_if_told() -> None:
@@ -196,7 +196,7 @@ def _train_epoch(
         "val_loss": val_loss,
         "val_accuracy": val_accuracy,
         "lr": lr,
-        "img_per_s": loader.num_steps * recipe.batch_size / train_seconds,
+        "img_per_s": loader.num_steps * recipe.global_batch_size / train_seconds,
         "seconds": parts.world.maximum(time.perf_counter() - start),
     }
 

@@ -53,7 +53,7 @@ class Trainer:
         self.optimizer = self._build_optimizer(recipe)
         self.scheduler = self._build_scheduler(recipe)
         self._world = world
-        self._batch_size = recipe.batch_size
+        self._global_batch_size = recipe.global_batch_size
         self._captures = compile and device.type == "cuda" and world.size == 1
         self._captured: CapturedStep | None = None
         self._lr = torch.zeros((), device=device)  # what a captured optimizer reads; set at each epoch's start
@@ -89,7 +89,7 @@ class Trainer:
         from must be loaded before: the graph has the addresses of its tensors.
         """
         state = self.state()
-        rank_batch_size = self._batch_size // self._world.size
+        rank_batch_size = self._global_batch_size // self._world.size
         images = torch.zeros((rank_batch_size, 32, 32, 3), dtype=torch.uint8, device=self._device)
         labels = torch.zeros(rank_batch_size, dtype=torch.int64, device=self._device)
         self.model.train()
@@ -176,7 +176,7 @@ class Trainer:
         self.scheduler.step()
         self._average_statistics()
         self._world.sum(self.totals)
-        loss, accuracy = (self.totals / (loader.num_steps * self._batch_size)).tolist()  # waits for the device
+        loss, accuracy = (self.totals / (loader.num_steps * self._global_batch_size)).tolist()  # waits for the device
         return loss, accuracy
 
     def _average_statistics(self) -> None:

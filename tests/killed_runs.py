@@ -51,7 +51,7 @@ def forked(work: Callable[[], object], kill_after_s: float | None = None) -> int
 def train_anew(data: Path, run_dir: Path) -> None:
     """The training that all of this is about."""
     recipe = get_recipe("sgd92")
-    settings = resolve_settings(recipe, epochs=NUM_EPOCHS, batch_size=8, device="cpu", precision="fp32")
+    settings = resolve_settings(recipe, epochs=NUM_EPOCHS, global_batch_size=8, device="cpu", precision="fp32")
     train_model(settings, data, run_dir)
 
 

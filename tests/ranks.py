@@ -88,7 +88,7 @@ def train_in_turn(recipe: Recipe, num_ranks: int) -> tuple[dict[str, Tensor], fl
 
 
 def check_training(world: World) -> None:
-    recipe = replace(get_recipe("sgd92" if world.size == 2 else "adam89"), batch_size=BATCH_SIZE)
+    recipe = replace(get_recipe("sgd92" if world.size == 2 else "adam89"), global_batch_size=BATCH_SIZE)
     trainer = train(recipe, world, torch.device("cpu"))
     trainer._average_statistics()
     world.sum(trainer.totals)
@@ -122,7 +122,7 @@ def check_evaluation(world: World) -> None:
 def check_sync_bn(world: World) -> None:
     """Two ranks that share their statistics are one process; with statistics of their own they are not."""
     device = torch.device("cuda:0")
-    recipe = replace(get_recipe("sgd92"), batch_size=BATCH_SIZE)
+    recipe = replace(get_recipe("sgd92"), global_batch_size=BATCH_SIZE)
     alone = train(recipe, ALONE, device).model.state_dict()
     together = train(recipe, world, device, sync_bn=True).model.state_dict()
     for key, value in alone.items():

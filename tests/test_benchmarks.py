@@ -36,7 +36,7 @@ def test_contenders_train_the_same_network_to_the_same_loss(tmp_path: Path, name
     images[:, :, 16:] = images[:, :, 15::-1]
     write_beton(tmp_path / "train.beton", images, TRAIN_LABELS)
     split = Split(images, TRAIN_LABELS, np.arange(len(images)))
-    recipe = dataclasses.replace(get_recipe(name), batch_size=len(images), padding=0, max_angle_deg=0.0)
+    recipe = dataclasses.replace(get_recipe(name), global_batch_size=len(images), padding=0, max_angle_deg=0.0)
     losses: dict[str, list[float]] = {}
     for contender_name, approach in baselines.CONTENDERS.items():
         contender = approach.build(recipe, split, tmp_path, CPU, precision="fp32", num_workers=1)
@@ -52,7 +52,7 @@ def test_contenders_train_the_same_network_to_the_same_loss(tmp_path: Path, name
 
 def test_resident_eager_augments_like_ours(tiny_data: Path) -> None:
     """Not bit for bit, grid_sample rounds otherwise; but the same crops, mirror images and angles."""
-    recipe = dataclasses.replace(get_recipe("sgd92"), batch_size=40, max_angle_deg=0.0)
+    recipe = dataclasses.replace(get_recipe("sgd92"), global_batch_size=40, max_angle_deg=0.0)
     contender = baselines.ResidentEager(recipe, load_train(tiny_data), CPU, precision="fp32")
     (images, _), = contender.batches()
     black = (images == contender._black).all(1)
@@ -137,7 +137,7 @@ def test_a_contender_that_failed_once_is_told_in_every_result() -> None:
 
 
 def test_scaling_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = dataclasses.replace(get_recipe("sgd92"), batch_size=8)
+    recipe = dataclasses.replace(get_recipe("sgd92"), global_batch_size=8)
     monkeypatch.setattr(scaling, "get_recipe", lambda name: recipe)
     assert scaling.measure_rate("sgd92", 1, tiny_data, ALONE, CPU) > 0
     rates = iter([100.0, 150.0, 110.0, 187.0, 90.0, 180.0])

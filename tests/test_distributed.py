@@ -111,7 +111,7 @@ def test_two_nodes_train_a_run(tiny_data: Path, tmp_path: Path) -> None:
     outputs = [finish(node) for node in nodes]
     assert sorted(output.count("epoch 3/3") for output in outputs) == [0, 1]  # one rank speaks
     config = runs.read_config(tmp_path / "two-nodes")
-    assert (config["world_size"], config["batch_size"], config["device"]) == (2, 6, "cpu")
+    assert (config["world_size"], config["global_batch_size"], config["device"]) == (2, 6, "cpu")
 
     command = [script("dying_rank"), *TRAIN, "--out", "restarted"]
     output = finish(torchrun(2, *command, cwd=tmp_path, options=("--standalone", "--max-restarts", "1")))
@@ -169,14 +169,14 @@ def test_the_batch_size_is_that_of_all_ranks_together(monkeypatch: pytest.Monkey
     recipe = get_recipe("sgd92")
     be_rank(monkeypatch, 0, 8)
     settings = resolve_settings(recipe, device="cpu")
-    assert (settings.world_size, settings.recipe.batch_size) == (8, 128)
+    assert (settings.world_size, settings.recipe.global_batch_size) == (8, 128)
     be_rank(monkeypatch, 0, 3)
     advice = "--batch-size 128, of all processes together, cannot be shared equally by 3 of them: give 126 or 129"
     with pytest.raises(FastcifarError, match=advice):
         resolve_settings(recipe, device="cpu")
     with pytest.raises(FastcifarError, match=r"shared equally by 3 of them: give 3$"):
-        resolve_settings(recipe, device="cpu", batch_size=2)
-    config = resolve_settings(recipe, device="cpu", batch_size=129).as_config()
+        resolve_settings(recipe, device="cpu", global_batch_size=2)
+    config = resolve_settings(recipe, device="cpu", global_batch_size=129).as_config()
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(FastcifarError, match="shared equally by 2 of them: give 128 or 130"):
         restore_settings(config)

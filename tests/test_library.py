@@ -24,11 +24,12 @@ def test_the_names_are_those_of_their_modules() -> None:
     assert {name: value.__module__ for name, value in homes.items() if name != "RECIPES"} == {
         "Classifier": "fastcifar.classifier", "FastcifarError": "fastcifar.errors",
         "Interrupted": "fastcifar.errors", "Observer": "fastcifar.observer", "Recipe": "fastcifar.recipes",
-        "ResNet18": "fastcifar.model", "Settings": "fastcifar.settings", "draw_charts": "fastcifar.charts",
+        "ResNet18": "fastcifar.model", "Settings": "fastcifar.settings",
         "evaluate_split": "fastcifar.classifier", "list_runs": "fastcifar.run_list",
         "load_classifier": "fastcifar.classifier", "predict_pictures": "fastcifar.classifier",
         "prepare_data": "fastcifar.prepare", "resolve_settings": "fastcifar.settings",
         "resume_training": "fastcifar.train", "train_model": "fastcifar.train", "verify_data": "fastcifar.prepare",
+        "write_charts": "fastcifar.charts", "write_report": "fastcifar.report",
     }  # fmt: skip
     assert list(fastcifar.RECIPES) == ["sgd92", "adam89"]
     assert all(value.__doc__ for value in homes.values())
@@ -67,7 +68,7 @@ def test_the_readmes_example_runs(
     (example,) = (block for block in blocks if "train_model" in block)
     chosen = "epochs=3, train_images=4096, eval_images=1000"
     assert example.count(chosen) == 1
-    example = example.replace(chosen, "epochs=1, train_images=40, eval_images=10, batch_size=8")  # what is there
+    example = example.replace(chosen, "epochs=1, train_images=40, eval_images=10, global_batch_size=8")
     monkeypatch.chdir(tmp_path)
     assert tiny_data == Path("data").absolute()
     names: dict[str, Any] = {}

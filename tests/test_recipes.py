@@ -7,7 +7,8 @@ from fastcifar.errors import FastcifarError
 from fastcifar.recipes import RECIPES, get_recipe
 
 BOTH = {
-    "batch_size": 128, "padding": 4, "max_angle_deg": 15.0, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "seed": 42,
+    "global_batch_size": 128, "padding": 4, "max_angle_deg": 15.0, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5),
+    "seed": 42,
 }  # fmt: skip
 
 

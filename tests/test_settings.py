@@ -20,11 +20,11 @@ def test_defaults_are_the_recipe_on_all_images() -> None:
 
 def test_choices_are_taken() -> None:
     settings = resolve_settings(
-        SGD92, epochs=7, train_images=256, eval_images=9, batch_size=64, seed=5, device="cpu", compile=True
+        SGD92, epochs=7, train_images=256, eval_images=9, global_batch_size=64, seed=5, device="cpu", compile=True
     )
     config = settings.as_config()
-    expected = {"recipe": "sgd92", "epochs": 7, "train_images": 256, "eval_images": 9, "batch_size": 64, "seed": 5,
-                "compile": True, "device": "cpu", "learning_rate": 0.1}  # fmt: skip
+    expected = {"recipe": "sgd92", "epochs": 7, "train_images": 256, "eval_images": 9, "global_batch_size": 64,
+                "seed": 5, "compile": True, "device": "cpu", "learning_rate": 0.1}  # fmt: skip
     assert {key: config[key] for key in expected} == expected
     assert settings.precision in ("bf16", "fp32")
 
@@ -33,9 +33,9 @@ def test_choices_are_taken() -> None:
     ("choices", "message"),
     [
         ({"epochs": 0}, "--epochs must be between 1 and 100,000, not 0"),
-        ({"batch_size": -1}, "--batch-size must be between 1 and 50,000, not -1"),
+        ({"global_batch_size": 0}, "--batch-size must be between 1 and 50,000, not 0"),
         ({"train_images": 127}, "--train-images must be between 128 and 50,000, not 127 (one batch is the least)"),
-        ({"train_images": 60_000, "batch_size": 8},
+        ({"train_images": 60_000, "global_batch_size": 8},
          "--train-images must be between 8 and 50,000, not 60,000 (one batch is the least)"),
         ({"eval_images": 0}, "--eval-images must be between 1 and 5,000, not 0"),
         ({"seed": 2**32}, "--seed must be between 0 and 4,294,967,295, not 4,294,967,296"),

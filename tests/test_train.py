@@ -56,7 +56,7 @@ class Listener(Observer):
 
 
 def tiny_settings(**choices: Any) -> Settings:
-    defaults: dict[str, Any] = {"epochs": 3, "batch_size": 8, "device": "cpu", "precision": "fp32"}
+    defaults: dict[str, Any] = {"epochs": 3, "global_batch_size": 8, "device": "cpu", "precision": "fp32"}
     return resolve_settings(get_recipe("adam89"), **(defaults | choices))
 
 
@@ -88,8 +88,9 @@ def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:
     assert all(line["img_per_s"] > 0 and line["seconds"] > 0 for line in metrics)
 
     config = json.loads((out / "config.json").read_text())
-    expected = {"recipe": "adam89", "epochs": 3, "batch_size": 8, "seed": 42, "device": "cpu", "precision": "fp32",
-                "train_images": 40, "eval_images": 10, "loader": "resident", "compile": False}  # fmt: skip
+    expected = {"recipe": "adam89", "epochs": 3, "global_batch_size": 8, "seed": 42, "device": "cpu",
+                "precision": "fp32", "train_images": 40, "eval_images": 10, "loader": "resident",
+                "compile": False}  # fmt: skip
     assert {key: config[key] for key in expected} == expected
     assert config["environment"]["versions"]["torch"] == importlib.metadata.version("torch")
 

@@ -25,7 +25,7 @@ def build_loader(batch_size: int = 8, device: torch.device = CPU, compile: bool 
 def build_trainer(
     name: str, device: torch.device = CPU, precision: str = "fp32", compile: bool = False, seed: int = 42  # noqa: A002
 ) -> Trainer:
-    recipe = replace(get_recipe(name).with_epochs(4), batch_size=8, seed=seed)
+    recipe = replace(get_recipe(name).with_epochs(4), global_batch_size=8, seed=seed)
     return Trainer(recipe, device, precision=precision, compile=compile)
 
 

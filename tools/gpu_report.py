@@ -122,7 +122,7 @@ def compare_with_cpu(options: Options) -> Result:
         ("cpu", cpu, "fp32", False), ("device", device, "fp32", False), ("device_compiled", device, "fp32", is_cuda),
         ("device_bf16", device, "bf16", is_cuda),
     ):  # fmt: skip
-        trainer = Trainer(replace(recipe, batch_size=batch_size), where, precision=precision, compile=compiles)
+        trainer = Trainer(replace(recipe, global_batch_size=batch_size), where, precision=precision, compile=compiles)
         losses, previous = [], 0.0
         loader = options.loader(split, batch_size, where)
         trainer.model.eval()
@@ -183,7 +183,7 @@ def time_variants(options: Options) -> Result:
                     found[name] = {"batch_size": batch_size, "recipe": recipe.name, "variant": name, "rounds": []}
                     with failure_noted(found[name]):
                         start = time.perf_counter()
-                        trainers[name] = build_variant(variant, replace(recipe, batch_size=batch_size), device)
+                        trainers[name] = build_variant(variant, replace(recipe, global_batch_size=batch_size), device)
                         trainers[name].train_epoch(loader, 0, lambda step: None)
                         found[name]["first_epoch_s"] = time.perf_counter() - start
             for epoch in range(1, options.rounds + 1):
@@ -271,7 +271,7 @@ def train_in_full(name: str) -> Callable[[Options], Result]:
             if not (run_dir / RESULTS).exists():
                 settings = resolve_settings(
                     RECIPES[name], device=str(options.device), seed=seed, epochs=options.epochs,
-                    batch_size=int(options.batch_sizes.split(",")[0]), train_images=options.num_images,
+                    global_batch_size=int(options.batch_sizes.split(",")[0]), train_images=options.num_images,
                     eval_images=options.num_images and min(options.num_images, cifar10.CONTENT.num_test // 2),
                 )  # fmt: skip
                 with Console() as console:
