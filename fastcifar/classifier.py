@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcifar import runs
+from fastcifar import cifar10, runs
 from fastcifar.checkpoint import load_checkpoint
 from fastcifar.cifar10 import CLASSES
 from fastcifar.errors import FastcifarError
@@ -121,8 +121,12 @@ def evaluate_split(
         was asked for.
 
     Raises:
-        FastcifarError: the data is damaged.
+        FastcifarError: the data is damaged, or there is no such split or number of images.
     """
+    if split not in ("val", "test", "test10k"):
+        raise FastcifarError(f"split must be val, test or test10k, not {split!r}")
+    if num_images is not None and not 1 <= num_images <= cifar10.CONTENT.num_test // 2:
+        raise FastcifarError(f"num_images must be between 1 and {cifar10.CONTENT.num_test // 2:,}, not {num_images:,}")
     halves = dict(zip(("val", "test"), load_val_and_test(data_dir), strict=True))
     chosen = list(halves.values()) if split == "test10k" else [halves[split]]
     labels, logits = [], []

@@ -40,6 +40,10 @@ def test_evaluation_gives_the_figures_of_the_run(tiny_data: Path, trained: tuple
     assert both["accuracy"] == results["val_and_test_accuracy"]
     assert sum(row["num_images"] for row in both["classes"]) == 20
     assert evaluate_split(classifier, tiny_data, "test10k", num_images=4)["num_images"] == 8
+    with pytest.raises(FastcifarError, match="split must be val, test or test10k, not 'train'"):
+        evaluate_split(classifier, tiny_data, "train")
+    with pytest.raises(FastcifarError, match="num_images must be between 1 and 10, not 11"):
+        evaluate_split(classifier, tiny_data, "test", num_images=11)
 
 
 def test_mirror_tta_is_the_mean_of_both(trained: tuple[Path, dict[str, Any]]) -> None:
