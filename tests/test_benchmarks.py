@@ -40,14 +40,14 @@ def test_contenders_train_the_same_network_to_the_same_loss(tmp_path: Path, name
     losses: dict[str, list[float]] = {}
     for contender_name, approach in baselines.CONTENDERS.items():
         contender = approach.build(recipe, split, tmp_path, CPU, precision="fp32", num_workers=1)
-        for _ in range(3):
+        for _ in range(2):
             for batch in contender.batches():
                 contender.step(*batch)
             losses.setdefault(contender_name, []).append(contender.pop_loss())
     assert len(losses) == 6
     for trajectory in losses.values():
         assert trajectory == pytest.approx(losses["published"], rel=0.01)
-    assert losses["published"][0] != pytest.approx(losses["published"][2], rel=0.1)
+    assert losses["published"][0] != pytest.approx(losses["published"][1], rel=0.1)
 
 
 def test_resident_eager_augments_like_ours(tiny_data: Path) -> None:
@@ -70,6 +70,8 @@ def run(command: Any, *arguments: str) -> str:
 
 def test_throughput_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "_TIMED_STEPS", 2)
+    few = {name: baselines.CONTENDERS[name] for name in ("published", "stock FFCV", "fastcifar resident")}
+    monkeypatch.setattr(throughput, "CONTENDERS", few)  # the test above has all of them
     out = tmp_path / "throughput.json"
     output = run(throughput.main, "--recipe", "adam89", "--device", "cpu", "--batch-sizes", "8", "--rounds", "1",
                  "--workers", "1", "--data", str(tiny_data), "--json", str(out))  # fmt: skip
@@ -78,7 +80,7 @@ def test_throughput_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeyp
     (result,) = content["results"]
     assert (result["recipe"], result["batch_size"]) == ("adam89", 8)
     rows = {row["name"]: row for row in result["contenders"]}
-    assert len(rows) == 6
+    assert list(rows) == list(few)
     resident = rows["fastcifar resident"]
     for row in rows.values():
         rate = row["img_per_s"]["rounds"][0]
