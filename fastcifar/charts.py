@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from fastcifar import cifar10, runs
 from fastcifar.curves import RUN_COLORS, ComparedRun, draw_comparison, draw_curves
-from fastcifar.errors import FastcifarError
-from fastcifar.figures import legible, write_figures
+from fastcifar.errors import FastcifarError, one_line
+from fastcifar.figures import write_figures
 from fastcifar.outcomes import draw_confusion, draw_samples
 
 MAX_RUNS = len(RUN_COLORS)  # that a comparison can tell apart
@@ -98,7 +98,7 @@ def name_runs(run_dirs: Sequence[Path]) -> list[str]:
             raise FastcifarError(f"{path} is given twice")
     names = [path.absolute().name for path in run_dirs]
     return [
-        legible(name if names.count(name) == 1 else str(path)) for name, path in zip(names, run_dirs, strict=True)
+        one_line(name if names.count(name) == 1 else str(path)) for name, path in zip(names, run_dirs, strict=True)
     ]
 
 

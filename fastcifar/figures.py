@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from fastcifar.errors import one_line
 from fastcifar.files import replacing
 
 # Hues of Okabe and Ito's palette, which people with any common colour vision can tell apart:
@@ -41,9 +42,9 @@ def build_figure(height: float, headline: str, title: str) -> Figure:
         headline: what it shows, in a few words; also the figure's label, for those who cannot see it.
         title: which run it is of.
     """
-    figure = Figure(figsize=(WIDTH, height), dpi=_DPI, label=legible(headline))
-    figure.text(MARGIN / WIDTH, 1 - 0.16 / height, legible(headline), fontsize=13, weight="bold", va="top")
-    title = textwrap.shorten(legible(title), 125, placeholder=" …")
+    figure = Figure(figsize=(WIDTH, height), dpi=_DPI, label=one_line(headline))
+    figure.text(MARGIN / WIDTH, 1 - 0.16 / height, one_line(headline), fontsize=13, weight="bold", va="top")
+    title = textwrap.shorten(one_line(title), 125, placeholder=" …")
     figure.text(MARGIN / WIDTH, 1 - 0.45 / height, title, fontsize=8.5, color=MUTED, va="top")
     return figure
 
@@ -93,11 +94,3 @@ def write_figures(figures: dict[str, Figure], folder: Path) -> list[Path]:
         with replacing(path) as temporary:
             temporary.write_bytes(content)
     return list(contents)
-
-
-def legible(text: str) -> str:
-    """The same text, with escapes for whatever cannot be shown: control characters, and bytes of a path that are none.
-
-    An SVG or HTML file with such a character in it is refused by those who read it.
-    """
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -7,7 +7,7 @@ import base64
 import html
 from collections.abc import Iterable, Mapping, Sequence
 
-from fastcifar.figures import legible
+from fastcifar.errors import one_line
 
 
 class Html(str):
@@ -16,7 +16,7 @@ class Html(str):
 
 def escaped(text: str) -> Html:
     """Text as HTML; HTML stays as it is."""
-    return text if isinstance(text, Html) else Html(html.escape(legible(text)))
+    return text if isinstance(text, Html) else Html(html.escape(one_line(text)))
 
 
 def joined(*parts: str) -> Html:

@@ -80,6 +80,7 @@ def show_summary(recipe: Recipe, config: dict[str, Any], run_dir: Path, results:
         )
     where = shlex.quote(str(run_dir))
     commands = {
+        f"fastcifar report {where}": "all of it as one page",
         f"fastcifar evaluate {where}": "scores of each class",
         f"fastcifar predict {where} PICTURE": "what it sees in yours",
         again if is_short else f"{again} --seed {config['seed'] + 1}": "the full recipe" if is_short else "once more",

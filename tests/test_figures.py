@@ -8,8 +8,8 @@ from figure_parts import build_metrics, build_predictions
 from PIL import Image
 
 from fastcifar.curves import draw_curves
-from fastcifar.errors import FastcifarError
-from fastcifar.figures import as_png, as_svg, build_figure, legible, write_figures
+from fastcifar.errors import FastcifarError, one_line
+from fastcifar.figures import as_png, as_svg, build_figure, write_figures
 from fastcifar.outcomes import draw_confusion, draw_samples
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -53,11 +53,11 @@ def test_any_text_can_be_drawn(title: str) -> None:
     figure = build_figure(2, title, title)
     with Image.open(io.BytesIO(as_png(figure))) as picture:
         assert (picture.format, picture.size) == ("PNG", (1600, 400))
-    assert ElementTree.fromstring(as_svg(figure)).findtext(f"{SVG}title") == legible(title)
+    assert ElementTree.fromstring(as_svg(figure)).findtext(f"{SVG}title") == one_line(title)
 
 
 def test_what_cannot_be_shown_is_escaped() -> None:
-    assert legible("a b é 日\n\x7f\udcff") == r"a b é 日\n\x7f\udcff"
+    assert one_line("a b é 日\n\x7f\udcff") == r"a b é 日\n\x7f\udcff"
 
 
 def test_a_failing_picture_leaves_no_half_file(tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def test_the_summary_of_a_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
         "run       runs/x",
         "weights   runs/x/best.pt",
         "charts    runs/x/charts",
-        "next      fastcifar evaluate runs/x  # scores of each class",
+        "next      fastcifar report runs/x  # all of it as one page",
+        "          fastcifar evaluate runs/x  # scores of each class",
         "          fastcifar predict runs/x PICTURE  # what it sees in yours",
         "          fastcifar train --recipe adam89 --seed 43  # once more",
     ]
@@ -57,7 +58,8 @@ def test_the_summary_of_a_short_run(capsys: pytest.CaptureFixture[str], config: 
     )
     assert lines[11] == "run       my runs/x"
     assert lines[14:] == [
-        "next      fastcifar evaluate 'my runs/x'  # scores of each class",
+        "next      fastcifar report 'my runs/x'  # all of it as one page",
+        "          fastcifar evaluate 'my runs/x'  # scores of each class",
         "          fastcifar predict 'my runs/x' PICTURE  # what it sees in yours",
         "          fastcifar train --recipe adam89  # the full recipe",
     ]
@@ -78,7 +80,7 @@ def test_the_summary_fits_a_terminal(
     assert max(map(len, lines[:start])) <= width
     # Commands stay whole, to be copied.
     command = "          fastcifar predict runs/x PICTURE"
-    assert lines[start + 4] == command + ("" if width == 40 else "  # what it sees in yours")
+    assert lines[start + 5] == command + ("" if width == 40 else "  # what it sees in yours")
 
 
 TABLE = (["name", "first", "n"], [["a [b]", "four", "1"], ["\N{CAT FACE} c", "x" * 12, "22"]])
