@@ -1,8 +1,10 @@
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
+import containers
 import numpy as np
 import pytest
 import torch
@@ -19,9 +21,19 @@ from fastcifar.run_list import list_runs
 from fastcifar.runs import interrupted_run_dir, read_predictions
 
 
+@pytest.fixture(scope="module")
+def trained_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    run_dir = tmp_path_factory.mktemp("trained") / "run"
+    with containers.tiny_cifar10():
+        return run_dir, run(tiny_template, run_dir, precision="bf16", epochs=2)
+
+
 @pytest.fixture
-def trained(tiny_data: Path, tmp_path: Path) -> tuple[Path, dict[str, Any]]:
-    return tmp_path / "run", run(tiny_data, tmp_path / "run", precision="bf16", epochs=2)
+def trained(
+    trained_template: tuple[Path, dict[str, Any]], tiny_data: Path, tmp_path: Path
+) -> tuple[Path, dict[str, Any]]:
+    template, results = trained_template
+    return Path(shutil.copytree(template, tmp_path / "run")), results
 
 
 def test_evaluation_gives_the_figures_of_the_run(tiny_data: Path, trained: tuple[Path, dict[str, Any]]) -> None:
