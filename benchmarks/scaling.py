@@ -44,7 +44,7 @@ class Model:
         gradient_bytes: float32.
         node_size: GPUs a node.
         node_bytes_per_s: of an all-reduce within a node, each GPU, each way.
-        network_bytes_per_s: of one between nodes, each GPU, each way.
+        network_bytes_per_s: of a node's eight network cards together, each way: as many rings cross, each by its own.
         node_latency_s: of an all-reduce within a node.
         network_latency_s: of one between nodes.
     """
@@ -55,7 +55,7 @@ class Model:
     gradient_bytes: float = 11_173_962 * 4
     node_size: int = 8
     node_bytes_per_s: float = 350e9
-    network_bytes_per_s: float = 45e9
+    network_bytes_per_s: float = 8 * 45e9
     node_latency_s: float = 30e-6
     network_latency_s: float = 60e-6
 
@@ -65,7 +65,7 @@ class Model:
         if world_size == 1:
             return batch_s + self.fixed_s, 0.0
         is_one_node = world_size <= self.node_size
-        bytes_per_s = self.node_bytes_per_s if is_one_node else self.network_bytes_per_s
+        bytes_per_s = self.node_bytes_per_s if is_one_node else min(self.node_bytes_per_s, self.network_bytes_per_s)
         latency_s = self.node_latency_s if is_one_node else self.network_latency_s
         reduce_s = latency_s + 2 * (world_size - 1) / world_size * self.gradient_bytes / bytes_per_s
         return batch_s + self.fixed_s + max(0.0, reduce_s - self.backward_share * batch_s), reduce_s
