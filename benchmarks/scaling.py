@@ -139,7 +139,7 @@ def run_job(name: str, world_size: int, num_steps: int, data_dir: Path, out: Pat
         [*command, *worker], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise click.ClickException(f"{world_size} processes failed: {done.stderr.strip().splitlines()[-1]}")
+        raise click.ClickException(f"{world_size} processes failed:\n{done.stderr[-2000:]}")
     return float(out.read_text(encoding="utf-8"))
 
 

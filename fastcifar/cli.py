@@ -108,10 +108,14 @@ def train(
 
 def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
     """The command that trains a whole run of a recipe with a run's settings."""
+    from fastcifar.distributed import read_world
     from fastcifar.settings import resolve_settings
 
-    launcher = [] if settings.world_size == 1 else ["torchrun", "--nproc-per-node", str(settings.world_size), "-m"]
-    words = [*launcher, "fastcifar", "train", "--recipe", recipe.name]
+    words = ["fastcifar", "train", "--recipe", recipe.name]
+    world = read_world()
+    if world.size > 1:
+        nodes = ["--nnodes", str(world.size // world.local_size)] if world.size > world.local_size else []
+        words = ["torchrun", *nodes, "--nproc-per-node", str(world.local_size), "-m", *words]
     if data_dir != Path("data"):
         words += ["--data", shlex.quote(str(data_dir))]
     config = settings.as_config()

@@ -84,8 +84,11 @@ class World:
         except RuntimeError as error:
             if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
                 raise
+            lines = str(error).strip().splitlines()  # NCCL fails for many a reason, and says it last
+            reason = f" ({lines[-1][:200]})" if isinstance(error, dist.DistBackendError) and lines else ""
+            who = f"rank {self.rank} of {self.size}"
             raise LostPeerError(
-                f"rank {self.rank} of {self.size} lost its connection to another rank, which was stopped or failed"
+                f"{who} lost its connection to another rank, which was stopped or failed{reason}"
             ) from error
 
 
@@ -98,8 +101,7 @@ def read_world() -> World:
     Raises:
         FastcifarError: the environment is incomplete, or its values are no numbers.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1":
-        return ALONE
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
 
     def number(name: str, default: str = "") -> int:
         try:
@@ -109,12 +111,15 @@ def read_world() -> World:
                 f"WORLD_SIZE is set, but {name} is {os.environ.get(name, 'not')}: start through torchrun"
             ) from None
 
+    num_restarts = number("TORCHELASTIC_RESTART_COUNT", "0")
+    if is_alone:
+        return World(num_restarts=num_restarts)
     return World(
         rank=number("RANK"),
         size=number("WORLD_SIZE"),
         local_rank=number("LOCAL_RANK"),
         local_size=number("LOCAL_WORLD_SIZE"),
-        num_restarts=number("TORCHELASTIC_RESTART_COUNT", "0"),
+        num_restarts=num_restarts,
     )
 
 

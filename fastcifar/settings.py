@@ -84,7 +84,8 @@ def resolve_settings(
         device: "auto" takes CUDA where there is one.
         loader: "resident" or "streamed".
         precision: "auto" takes bf16 where the hardware is fast at it.
-        compile: None compiles on CUDA only: on a CPU it costs half a minute and gains nothing.
+        compile: None compiles on CUDA only, where it can: on a CPU it costs half a minute and gains nothing, and torch
+            cannot trace its synchronised batch norm.
         deterministic: see `Settings`.
         sync_bn: see `Settings`.
 
@@ -114,7 +115,7 @@ def resolve_settings(
         device=str(target),
         device_name=torch.cuda.get_device_name(target) if is_cuda else describe_cpu(),
         precision=("bf16" if is_bf16_fast(target) else "fp32") if precision == "auto" else precision,
-        compile=is_cuda if compile is None else compile,
+        compile=is_cuda and not sync_bn if compile is None else compile,
         loader=loader,
         num_threads=torch.get_num_threads(),
         num_workers=_count_workers(world),

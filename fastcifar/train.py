@@ -51,7 +51,7 @@ def train_model(
     with joined() as world, contextlib.ExitStack() as stack:
         observer = observer if observer and world.is_main else Observer()
         if out is not None:
-            if world.num_restarts and world.broadcast(runs.is_stopped(out)):
+            if world.maximum(world.num_restarts) and world.broadcast(runs.is_stopped(out)):
                 return out, resume_training(out, data_dir, observer)[1]
             if world.is_main:
                 runs.check_unused(out)

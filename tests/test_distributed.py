@@ -157,6 +157,9 @@ def test_a_process_without_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_rank_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     be_rank(monkeypatch, 5, 8, LOCAL_RANK=1, LOCAL_WORLD_SIZE=4, TORCHELASTIC_RESTART_COUNT=2)
     assert read_world() == World(rank=5, size=8, local_rank=1, local_size=4, num_restarts=2)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert read_world() == World(num_restarts=2)
+    monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.delenv("LOCAL_RANK")
     with pytest.raises(FastcifarError, match="WORLD_SIZE is set, but LOCAL_RANK is not: start through torchrun"):
         read_world()
