@@ -20,13 +20,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from fastcifar.beton import ffcv_side_effects_undone
-from fastcifar.host_memory import freed_memory_kept
-from fastcifar.loader import Batches, EpochPlanner, Loader, ResidentLoader, StreamedLoader
-from fastcifar.model import build_model
-from fastcifar.prepare import Split, beton_path
+from fastcifar.data.beton import ffcv_side_effects_undone
+from fastcifar.data.prepare import Split, beton_path
+from fastcifar.pipeline.loader import Batches, EpochPlanner, Loader, ResidentLoader, StreamedLoader
 from fastcifar.recipes import Recipe
-from fastcifar.trainer import Trainer
+from fastcifar.training.allocator import freed_memory_kept
+from fastcifar.training.model import build_model
+from fastcifar.training.trainer import Trainer
 
 
 class Contender(ABC):

@@ -16,7 +16,7 @@ import torch._dynamo
 from baselines import CONTENDERS, Contender
 from measure import synchronise
 
-from fastcifar.prepare import Split
+from fastcifar.data.prepare import Split
 from fastcifar.recipes import Recipe
 
 _WARM_STEPS = 1  # of a round on a CPU

@@ -26,10 +26,10 @@ from measure import (
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from fastcifar.augment import build_geometry, draw_params, gather_augmented, normalise
-from fastcifar.augment_numba import augment_into
-from fastcifar.ffcv_stream import FfcvStream
-from fastcifar.prepare import Split, beton_path
+from fastcifar.data.prepare import Split, beton_path
+from fastcifar.kernels.gather_numba import augment_into
+from fastcifar.pipeline.augment import build_geometry, draw_params, gather_augmented, normalise
+from fastcifar.pipeline.ffcv_reader import FfcvStream
 from fastcifar.recipes import RECIPES
 
 _BYTES_PER_IMAGE = 3072 + 2 * 3072  # uint8 read, bf16 written

@@ -24,11 +24,11 @@ import torch
 from measure import describe_machine, load_images, print_table, spread, synchronise, write_results
 
 from fastcifar.distributed import World, joined
-from fastcifar.host_memory import freed_memory_kept
-from fastcifar.loader import EpochPlanner, ResidentLoader
+from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader
 from fastcifar.recipes import RECIPES, get_recipe
-from fastcifar.settings import is_bf16_fast, resolve_device
-from fastcifar.trainer import Trainer
+from fastcifar.training.allocator import freed_memory_kept
+from fastcifar.training.settings import is_bf16_fast, resolve_device
+from fastcifar.training.trainer import Trainer
 
 _WARM_STEPS = 2
 

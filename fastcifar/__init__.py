@@ -16,17 +16,17 @@ __all__ = [
 ]  # fmt: skip
 
 if TYPE_CHECKING:
-    from fastcifar.charts import write_charts
-    from fastcifar.classifier import Classifier, evaluate_split, load_classifier, predict_pictures
+    from fastcifar.data.prepare import prepare_data, verify_data
     from fastcifar.errors import FastcifarError, Interrupted
-    from fastcifar.model import ResNet18
-    from fastcifar.observer import Observer
-    from fastcifar.prepare import prepare_data, verify_data
+    from fastcifar.inference.classifier import Classifier, evaluate_split, load_classifier, predict_pictures
     from fastcifar.recipes import RECIPES, Recipe
-    from fastcifar.report import write_report
-    from fastcifar.run_list import list_runs
-    from fastcifar.settings import Settings, resolve_settings
-    from fastcifar.train import resume_training, train_model
+    from fastcifar.results.charts import write_charts
+    from fastcifar.results.report import write_report
+    from fastcifar.results.run_list import list_runs
+    from fastcifar.training.callbacks import Observer
+    from fastcifar.training.model import ResNet18
+    from fastcifar.training.run import resume_training, train_model
+    from fastcifar.training.settings import Settings, resolve_settings
 else:  # a type checker that saw __getattr__ would believe in any name
     _MODULES = {
         "charts": ("write_charts",),

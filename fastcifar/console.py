@@ -11,8 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fastcifar.observer import Observer
 from fastcifar.printing import plain_console
+from fastcifar.training.callbacks import Observer
 
 _MAX_BAR = 100  # columns
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcifar.errors import FastcifarError
-from fastcifar.runs import describe_cpu
+from fastcifar.machine import describe_cpu
 
 _MIN_TORCH = (2, 11)
 _MIN_FREE_GIB = 3  # a training at batch size 128 takes half of it on a CPU
@@ -67,7 +67,7 @@ def _check_torch() -> Check:
 def _check_device() -> Check:
     import torch
 
-    from fastcifar.settings import is_bf16_fast, resolve_device
+    from fastcifar.training.settings import is_bf16_fast, resolve_device
 
     device = resolve_device("auto")
     precision = "bf16" if is_bf16_fast(device) else "fp32, bf16 is slow here"
@@ -88,7 +88,7 @@ def _check_compiler() -> Check:
 
 
 def _check_ffcv() -> Check:
-    from fastcifar.beton import ffcv_side_effects_undone
+    from fastcifar.data.beton import ffcv_side_effects_undone
 
     try:
         with ffcv_side_effects_undone():
@@ -117,8 +117,8 @@ def _check_memory() -> Check:
 
 
 def _check_data(data_dir: Path) -> Check:
-    from fastcifar.beton import remedy
-    from fastcifar.prepare import is_prepared, verify_data
+    from fastcifar.data.beton import remedy
+    from fastcifar.data.prepare import is_prepared, verify_data
 
     command = f"fastcifar prepare --out {shlex.quote(str(data_dir))}"
     if not is_prepared(data_dir):

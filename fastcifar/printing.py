@@ -7,10 +7,11 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console
 
-from fastcifar import cifar10, runs
+from fastcifar.data import cifar10
 from fastcifar.errors import one_line
 from fastcifar.recipes import Recipe
-from fastcifar.run_list import RunSummary
+from fastcifar.results import run_dir as runs
+from fastcifar.results.run_list import RunSummary
 
 
 def plain_console(*, quiet: bool = False) -> Console:

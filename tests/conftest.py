@@ -2,13 +2,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import containers
 import pytest
+from support import containers
 
+from fastcifar.data.containers import Dataset
+from fastcifar.data.download import load_source
+from fastcifar.data.prepare import prepare_data
 from fastcifar.errors import FastcifarError
-from fastcifar.local_copies import Dataset
-from fastcifar.prepare import prepare_data
-from fastcifar.sources import load_source
 
 
 @pytest.fixture(scope="session")

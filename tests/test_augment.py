@@ -9,7 +9,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, Normalize, ToTensor
 from torchvision.transforms import functional as reference
 
-from fastcifar.augment import (
+from fastcifar.data.containers import Dataset
+from fastcifar.kernels.gather_numba import augment_into
+from fastcifar.pipeline.augment import (
     NUM_LEVELS,
     Params,
     build_geometry,
@@ -20,8 +22,6 @@ from fastcifar.augment import (
     gather_augmented,
     normalise,
 )
-from fastcifar.augment_numba import augment_into
-from fastcifar.local_copies import Dataset
 
 FIELDS = ("dy", "dx", "flip", "angle_level")
 

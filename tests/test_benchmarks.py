@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from containers import TRAIN_IMAGES, TRAIN_LABELS
+from support.containers import TRAIN_IMAGES, TRAIN_LABELS
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -21,9 +21,9 @@ import pipeline  # noqa: E402
 import scaling  # noqa: E402
 import throughput  # noqa: E402
 
-from fastcifar.beton import write_beton  # noqa: E402
+from fastcifar.data.beton import write_beton  # noqa: E402
+from fastcifar.data.prepare import Split, load_train  # noqa: E402
 from fastcifar.distributed import ALONE  # noqa: E402
-from fastcifar.prepare import Split, load_train  # noqa: E402
 from fastcifar.recipes import get_recipe  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -177,7 +177,7 @@ def test_pipeline_measures_and_writes(tiny_data: Path, tmp_path: Path) -> None:
 def test_the_models_arithmetic() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
-    from fastcifar.model import build_model
+    from fastcifar.training.model import build_model
 
     model = build_model(0)
     with FlopCounterMode(display=False) as counter:

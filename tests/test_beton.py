@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from containers import TEST_IMAGES, TEST_LABELS
 from numpy.typing import NDArray
+from support.containers import TEST_IMAGES, TEST_LABELS
 
-from fastcifar.beton import parse, write_beton
+from fastcifar.data.beton import parse, write_beton
 from fastcifar.errors import FastcifarError
 
 Content = NDArray[np.uint8]

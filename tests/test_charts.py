@@ -5,13 +5,14 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from figure_parts import build_metrics, build_results, text_of, texts, write_run
 from matplotlib.figure import Figure
 from PIL import Image
+from support.figure_parts import build_metrics, build_results, text_of, texts, write_run
 
-from fastcifar import charts, runs
-from fastcifar.charts import comparison_figure, left_out, name_runs, write_charts, write_comparison
 from fastcifar.errors import FastcifarError
+from fastcifar.results import charts
+from fastcifar.results import run_dir as runs
+from fastcifar.results.charts import comparison_figure, left_out, name_runs, write_charts, write_comparison
 
 RESULTS = build_results(0.5, 0.4)
 
@@ -128,7 +129,7 @@ def test_a_finished_run_without_predictions_is_damaged(tmp_path: Path) -> None:
 
 
 def test_charts_and_reports_need_no_torch() -> None:
-    script = "import fastcifar.report, sys; print('torch' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
+    script = "import fastcifar.results.report, sys; print('torch' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=Path(__file__).parent.parent, check=True, capture_output=True, text=True
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastcifar.checkpoint import load_checkpoint, save_checkpoint
 from fastcifar.errors import FastcifarError
+from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def test_round_trip(tmp_path: Path) -> None:

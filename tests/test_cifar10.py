@@ -1,12 +1,12 @@
 import hashlib
 from collections.abc import Iterator
 
-import containers
 import numpy as np
 import pytest
-from containers import NUM_BATCH, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
+from support import containers
+from support.containers import NUM_BATCH, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 
-from fastcifar import cifar10
+from fastcifar.data import cifar10
 
 REAL = cifar10.CONTENT
 GOLDEN_VAL = [4, 7, 9, 10, 11, 12, 13, 15, 16, 17, 18, 20, 21, 24, 25, 32, 33, 36, 38, 39]

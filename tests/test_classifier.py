@@ -4,21 +4,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import containers
 import numpy as np
 import pytest
 import torch
-from containers import TEST_IMAGES
 from PIL import Image
-from test_cli import call
-from test_train import Listener, run
+from support import containers
+from support.command_line import call
+from support.containers import TEST_IMAGES
+from support.training_runs import Listener, run
 
-from fastcifar import cifar10
-from fastcifar.checkpoint import load_checkpoint, save_checkpoint
-from fastcifar.classifier import Classifier, evaluate_split, load_classifier, predict_pictures
+from fastcifar.data import cifar10
 from fastcifar.errors import FastcifarError, Interrupted
-from fastcifar.run_list import list_runs
-from fastcifar.runs import interrupted_run_dir, read_predictions
+from fastcifar.inference.classifier import Classifier, evaluate_split, load_classifier, predict_pictures
+from fastcifar.results.run_dir import interrupted_run_dir, read_predictions
+from fastcifar.results.run_list import list_runs
+from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,3 @@
-import os
 import re
 import resource
 import shutil
@@ -8,37 +7,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import containers
 import pytest
 import torch
-from figure_parts import build_metrics, build_results, write_run
-from test_train import Listener, run
+from support import containers
+from support.command_line import ENVIRONMENT, PROGRAMS, TRAIN, call, run_tiny
+from support.figure_parts import build_metrics, build_results, write_run
+from support.training_runs import Listener, run
 
 from fastcifar import cli
 from fastcifar.errors import Interrupted
-from fastcifar.settings import is_bf16_fast
+from fastcifar.training.settings import is_bf16_fast
 
 CPU = torch.device("cpu")
-TESTS = Path(__file__).parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "COLUMNS": "80"}
-TRAIN = ["train", "--recipe", "adam89", "--batch-size", "8", "--device", "cpu"]
-
-
-def run_tiny(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, TESTS / "tiny_fastcifar.py", *arguments]
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
-
-
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Run in this process: exit code, standard output, standard error."""
-    monkeypatch.setattr(sys, "argv", ["fastcifar", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        cli.main()
-    code = caught.value.code or 0
-    assert isinstance(code, int)
-    return code, *capsys.readouterr()
-
-
 def test_help_is_quick_and_names_the_commands() -> None:
     def seconds(*command: str) -> float:
         """Of CPU time, which other work on the machine hardly changes."""
@@ -155,7 +135,7 @@ def test_an_error_obeys_nothing_that_a_path_holds(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_training_cleanly(tiny_data: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    command = [sys.executable, str(TESTS / "tiny_fastcifar.py"), *TRAIN, "--epochs", "1000", "--out", "run"]
+    command = [sys.executable, str(PROGRAMS / "tiny_fastcifar.py"), *TRAIN, "--epochs", "1000", "--out", "run"]
     with subprocess.Popen(
         command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

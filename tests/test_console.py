@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console as RichConsole
+from support.terminals import pretend_terminal
 
 from fastcifar import console as console_module
 from fastcifar.console import Console
@@ -29,12 +30,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(console_module, "perf_counter", clock)
     return clock
-
-
-def pretend_terminal(monkeypatch: pytest.MonkeyPatch, width: int, term: str = "xterm-256color") -> None:
-    """Let rich take standard output for a terminal."""
-    for name, value in {"FORCE_COLOR": "1", "TERM": term, "COLUMNS": str(width), "NO_COLOR": ""}.items():
-        monkeypatch.setenv(name, value)
 
 
 def view(console: Console, width: int) -> list[str]:

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from figure_parts import build_metrics, lines_of, text_of, texts
 from matplotlib.text import Text
+from support.figure_parts import build_metrics, lines_of, text_of, texts
 
-from fastcifar.curves import ComparedRun, _spread, draw_comparison, draw_curves
-from fastcifar.figures import as_png
+from fastcifar.results.curves import ComparedRun, _spread, draw_comparison, draw_curves
+from fastcifar.results.style import as_png
 
 
 @pytest.mark.parametrize("num_epochs", [1, 3, 70])

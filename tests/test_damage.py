@@ -19,20 +19,21 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import containers
 import numpy as np
 import pytest
 import torch
-from containers import NUM_TEST, NUM_TRAIN, TEST_IMAGES, TEST_LABELS
-from figure_parts import write_run
+from support import containers
+from support.containers import NUM_TEST, NUM_TRAIN, TEST_IMAGES, TEST_LABELS
+from support.figure_parts import write_run
 
-from fastcifar import beton, cifar10, runs
-from fastcifar.checkpoint import load_checkpoint, save_checkpoint, seal
-from fastcifar.cifar10 import SPLITS, SplitName
+from fastcifar.data import beton, cifar10
+from fastcifar.data.cifar10 import SPLITS, SplitName
+from fastcifar.data.prepare import Split, beton_path, load_train, load_val_and_test, verify_data
 from fastcifar.errors import FastcifarError
-from fastcifar.prepare import Split, beton_path, load_train, load_val_and_test, verify_data
-from fastcifar.record import read_last
-from fastcifar.report import build_report
+from fastcifar.results import run_dir as runs
+from fastcifar.results.report import build_report
+from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint, seal
+from fastcifar.training.record import read_last
 
 Item = TypeVar("Item")
 Rng = np.random.Generator

@@ -8,15 +8,15 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-import containers
 import numpy as np
 import pytest
-from containers import NUM_BATCH, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, Files
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import containers
+from support.containers import NUM_BATCH, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, Files
 
-from fastcifar import cifar10, decoding
-from fastcifar.decoding import ContainerName
+from fastcifar.data import cifar10, decoding
+from fastcifar.data.decoding import ContainerName
 from fastcifar.errors import FastcifarError
 
 REAL = cifar10.CONTENT

@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 import torch
-from containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
-from killed_runs import assert_same_run
+from support.command_line import PROGRAMS, PYTHONPATH
+from support.containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
+from support.training_runs import assert_same_run
 
-from fastcifar import runs
-from fastcifar.augment import build_geometry, draw_order, draw_params, gather_augmented
 from fastcifar.distributed import ALONE, World, joined, read_world
 from fastcifar.errors import FastcifarError
-from fastcifar.loader import EpochPlanner, Loader, ResidentLoader, StreamedLoader
+from fastcifar.pipeline.augment import build_geometry, draw_order, draw_params, gather_augmented
+from fastcifar.pipeline.loader import EpochPlanner, Loader, ResidentLoader, StreamedLoader
 from fastcifar.recipes import get_recipe
-from fastcifar.settings import resolve_device, resolve_settings, restore_settings
-from fastcifar.train import resume_training
+from fastcifar.results import run_dir as runs
+from fastcifar.training.run import resume_training
+from fastcifar.training.settings import resolve_device, resolve_settings, restore_settings
 
-TESTS = Path(__file__).parent
 TRAIN = ["train", "--recipe", "sgd92", "--data", "data", "--epochs", "3", "--batch-size", "6", "--device", "cpu",
          "--precision", "fp32", "--eval-images", "7"]  # fmt: skip
 
@@ -39,7 +39,7 @@ def be_rank(monkeypatch: pytest.MonkeyPatch, rank: int, size: int, **more: Any) 
 def torchrun(num_ranks: int, *arguments: str, cwd: Path, options: tuple[str, ...] = ("--standalone",)) -> Any:
     """Start torchrun; returns the process, whose output is read by `communicate`."""
     command = [sys.executable, "-m", "torch.distributed.run", *options, "--nproc-per-node", str(num_ranks)]
-    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, *arguments], cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -53,7 +53,7 @@ def finish(process: Any) -> str:
 
 
 def script(name: str) -> str:
-    return str(TESTS / f"{name}.py")
+    return str(PROGRAMS / f"{name}.py")
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import call
+from support.command_line import call
 
 from fastcifar import doctor
 from fastcifar.doctor import Check, examine

@@ -4,13 +4,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from click.testing import CliRunner
-from containers import TEST_IMAGES
+from support.containers import TEST_IMAGES
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 import draw_augmentation
 
-from fastcifar.augment import draw_params
+from fastcifar.pipeline.augment import draw_params
 
 
 def test_the_difference_is_black_and_the_images_are_not() -> None:

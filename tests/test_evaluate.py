@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcifar.augment import build_geometry, crop_flip_rotate, draw_params, normalise
-from fastcifar.evaluate import compute_logits, loss_and_accuracy
-from fastcifar.model import build_model
+from fastcifar.pipeline.augment import build_geometry, crop_flip_rotate, draw_params, normalise
+from fastcifar.training.evaluate import compute_logits, loss_and_accuracy
+from fastcifar.training.model import build_model
 
 HALF = torch.full((3,), 0.5)
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcifar.hashing import hash32, mix32
+from fastcifar.data.hashing import hash32, mix32
 
 
 def test_mix32_equals_lowbias32_in_plain_integers() -> None:

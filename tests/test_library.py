@@ -10,10 +10,10 @@ from typing import Any, assert_type
 
 import numpy as np
 import pytest
-from test_cli import ENVIRONMENT
+from support.command_line import ENVIRONMENT
 
 import fastcifar
-from fastcifar.local_copies import Dataset
+from fastcifar.data.containers import Dataset
 
 ROOT = Path(fastcifar.__file__).parent.parent
 PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
@@ -22,14 +22,15 @@ PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
 def test_the_names_are_those_of_their_modules() -> None:
     homes = {name: getattr(fastcifar, name) for name in fastcifar.__all__}
     assert {name: value.__module__ for name, value in homes.items() if name != "RECIPES"} == {
-        "Classifier": "fastcifar.classifier", "FastcifarError": "fastcifar.errors",
-        "Interrupted": "fastcifar.errors", "Observer": "fastcifar.observer", "Recipe": "fastcifar.recipes",
-        "ResNet18": "fastcifar.model", "Settings": "fastcifar.settings",
-        "evaluate_split": "fastcifar.classifier", "list_runs": "fastcifar.run_list",
-        "load_classifier": "fastcifar.classifier", "predict_pictures": "fastcifar.classifier",
-        "prepare_data": "fastcifar.prepare", "resolve_settings": "fastcifar.settings",
-        "resume_training": "fastcifar.train", "train_model": "fastcifar.train", "verify_data": "fastcifar.prepare",
-        "write_charts": "fastcifar.charts", "write_report": "fastcifar.report",
+        "Classifier": "fastcifar.inference.classifier", "FastcifarError": "fastcifar.errors",
+        "Interrupted": "fastcifar.errors", "Observer": "fastcifar.training.callbacks", "Recipe": "fastcifar.recipes",
+        "ResNet18": "fastcifar.training.model", "Settings": "fastcifar.training.settings",
+        "evaluate_split": "fastcifar.inference.classifier", "list_runs": "fastcifar.results.run_list",
+        "load_classifier": "fastcifar.inference.classifier", "predict_pictures": "fastcifar.inference.classifier",
+        "prepare_data": "fastcifar.data.prepare", "resolve_settings": "fastcifar.training.settings",
+        "resume_training": "fastcifar.training.run", "train_model": "fastcifar.training.run",
+        "verify_data": "fastcifar.data.prepare",
+        "write_charts": "fastcifar.results.charts", "write_report": "fastcifar.results.report",
     }  # fmt: skip
     assert list(fastcifar.RECIPES) == ["sgd92", "adam89"]
     assert all(value.__doc__ for value in homes.values())
@@ -49,7 +50,7 @@ def test_importing_it_imports_nothing_until_a_name_is_used() -> None:
         "fastcifar.train_model; print('torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, check=True, capture_output=True, text=True)
-    assert run.stdout.splitlines() == ["fastcifar.errors fastcifar.observer fastcifar.recipes", "", "True"]
+    assert run.stdout.splitlines() == ["fastcifar.errors fastcifar.training.callbacks fastcifar.recipes", "", "True"]
 
 
 def types_are_seen_through_the_package(data: Path) -> None:

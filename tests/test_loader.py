@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
+from support.containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
 
-from fastcifar import ffcv_stream
-from fastcifar.augment import choose_subset, crop_flip_rotate, draw_order, draw_params
-from fastcifar.beton import write_beton
+from fastcifar.data.beton import write_beton
 from fastcifar.errors import FastcifarError
-from fastcifar.loader import EpochPlanner, ResidentLoader, StreamedLoader
+from fastcifar.pipeline import ffcv_reader as ffcv_stream
+from fastcifar.pipeline.augment import choose_subset, crop_flip_rotate, draw_order, draw_params
+from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader, StreamedLoader
 
 CPU = torch.device("cpu")
 IMAGES, LABELS = torch.from_numpy(TRAIN_IMAGES), torch.from_numpy(TRAIN_LABELS).long()

@@ -1,23 +1,7 @@
 import torch
-from torch import nn
-from torchvision.models import resnet18
+from support.published import MyResnet
 
-from fastcifar.model import build_model
-
-
-class MyResnet(nn.Module):
-    """As the recipe states it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = resnet18(weights=None)
-        self.backbone.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
-        self.backbone.maxpool = nn.Identity()
-        self.backbone.fc = nn.Linear(512, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.backbone(x)
-        return logits
+from fastcifar.training.model import build_model
 
 
 def test_weights_load_into_the_published_class_and_torchvisions() -> None:

@@ -1,12 +1,12 @@
 import numpy as np
-from figure_parts import build_predictions, text_of, texts
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from support.figure_parts import build_predictions, text_of, texts
 
-from fastcifar.cifar10 import CLASSES
-from fastcifar.outcomes import CHECK, CROSS, draw_confusion, draw_samples
-from fastcifar.scores import wilson_interval
+from fastcifar.data.cifar10 import CLASSES
+from fastcifar.results.metrics import wilson_interval
+from fastcifar.results.outcomes import CHECK, CROSS, draw_confusion, draw_samples
 
 
 def test_confusion_shows_rates_counts_and_recall() -> None:

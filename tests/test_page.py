@@ -1,6 +1,6 @@
 from html.parser import HTMLParser
 
-from fastcifar import page
+from fastcifar.results import page
 
 NASTY = "<b>&\"'\n"
 ESCAPED = "&lt;b&gt;&amp;&quot;&#x27;\\n"

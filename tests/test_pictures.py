@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from containers import TEST_IMAGES
 from PIL import Image
+from support.containers import TEST_IMAGES
 
-from fastcifar import pictures
 from fastcifar.errors import FastcifarError
-from fastcifar.pictures import find_pictures, load_picture
+from fastcifar.inference import pictures
+from fastcifar.inference.pictures import find_pictures, load_picture
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
 

@@ -4,16 +4,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-import containers
 import numpy as np
 import pytest
-from containers import NUM_TRAIN, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
+from support import containers
+from support.containers import NUM_TRAIN, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 
-from fastcifar import beton, cifar10
-from fastcifar import prepare as prepare_module
+from fastcifar.data import beton, cifar10
+from fastcifar.data import prepare as prepare_module
+from fastcifar.data.containers import Dataset
+from fastcifar.data.prepare import is_untouched, load_train, load_val_and_test, prepare_data, verify_data
 from fastcifar.errors import FastcifarError
-from fastcifar.local_copies import Dataset
-from fastcifar.prepare import is_untouched, load_train, load_val_and_test, prepare_data, verify_data
 
 FILES = {"train.beton", "val.beton", "test.beton", "manifest.json"}
 

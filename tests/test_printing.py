@@ -4,12 +4,12 @@ from typing import Any
 
 import click
 import pytest
-from test_console import pretend_terminal
+from support.terminals import pretend_terminal
 
-from fastcifar.cifar10 import CLASSES
+from fastcifar.data.cifar10 import CLASSES
 from fastcifar.printing import print_table, show_evaluation, show_predictions, show_runs, show_summary
 from fastcifar.recipes import get_recipe
-from fastcifar.run_list import RunSummary
+from fastcifar.results.run_list import RunSummary
 
 ROW = {"epoch": 1, "val_accuracy": 0.6, "test_loss": 1.0, "test_accuracy": 0.61, "test_accuracy_augmented": 0.5}
 RESULTS = {"best": ROW, "last": ROW | {"epoch": 2, "test_accuracy": 0.62}, "val_and_test_accuracy": 0.605,

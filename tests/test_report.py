@@ -6,12 +6,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from figure_parts import build_metrics, build_results, write_run
+from support.figure_parts import build_metrics, build_results, write_run
 
-from fastcifar import runs
 from fastcifar.errors import FastcifarError
 from fastcifar.files import locked, write_json
-from fastcifar.report import build_report, write_report
+from fastcifar.results import run_dir as runs
+from fastcifar.results.report import build_report, write_report
 
 VOID = {"meta", "img"}
 # Where |x - p| = 1.96 sqrt(x (1 - x) / 1000), by bisection.

@@ -8,18 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import containers
 import pytest
 import torch
-from killed_runs import assert_same_run
-from test_train import Listener, run, tiny_settings
+from support import containers
+from support.command_line import PROGRAMS, PYTHONPATH
+from support.training_runs import Listener, assert_same_run, run, tiny_settings
 
-from fastcifar import runs
-from fastcifar.checkpoint import load_checkpoint, save_checkpoint
 from fastcifar.errors import FastcifarError, Interrupted
-from fastcifar.train import resume_training
-
-TESTS = Path(__file__).parent
+from fastcifar.results import run_dir as runs
+from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
+from fastcifar.training.run import resume_training
 
 
 def interrupt(data: Path, out: Path, at: tuple[int, int], **choices: Any) -> None:
@@ -60,8 +58,8 @@ def test_a_run_can_be_stopped_again_and_its_time_adds_up(tiny_data: Path, tmp_pa
 
 
 def kill(data: Path, work_dir: Path, *arguments: str) -> list[str]:
-    command = [sys.executable, str(TESTS / "killed_runs.py"), str(data), str(work_dir), *arguments]
-    environment = os.environ | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+    command = [sys.executable, str(PROGRAMS / "killed_runs.py"), str(data), str(work_dir), *arguments]
+    environment = os.environ | {"PYTHONPATH": PYTHONPATH}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.splitlines()

@@ -5,7 +5,7 @@ import torch
 
 from fastcifar.errors import FastcifarError
 from fastcifar.recipes import get_recipe
-from fastcifar.settings import resolve_settings
+from fastcifar.training.settings import resolve_settings
 
 SGD92 = get_recipe("sgd92")
 

@@ -8,66 +8,29 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_model import MyResnet
+from support.published import MyResnet
+from support.training_runs import Listener, read_metrics, run, tiny_settings
 from torch import Tensor
 
-from fastcifar import parts as parts_module
-from fastcifar import runs
-from fastcifar.augment import choose_subset
-from fastcifar.checkpoint import load_checkpoint
+from fastcifar.data.prepare import load_train, load_val_and_test
 from fastcifar.distributed import ALONE
 from fastcifar.errors import FastcifarError, Interrupted
-from fastcifar.evaluate import compute_logits, loss_and_accuracy
-from fastcifar.loader import EpochPlanner
-from fastcifar.observer import Observer
-from fastcifar.parts import Parts
-from fastcifar.prepare import load_train, load_val_and_test
-from fastcifar.recipes import get_recipe
-from fastcifar.settings import Settings, resolve_settings
-from fastcifar.train import resume_training, train_model
-from fastcifar.trainer import Trainer
-
-
-class Listener(Observer):
-    """Keeps what it is told; may do something at a step."""
-
-    def __init__(self) -> None:
-        self.epochs: list[dict[str, Any]] = []
-        self.steps: list[tuple[int, int]] = []
-        self.stop_at: tuple[int, int] | None = None
-
-    def begin(self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]) -> None:
-        self.begun = (num_epochs, num_steps, batch_size, len(finished))
-
-    def step(self, epoch: int, step: int) -> None:
-        self.steps.append((epoch, step))
-        if self.stop_at == (epoch, step):
-            os.kill(os.getpid(), signal.SIGINT)
-
-    def epoch(self, metrics: dict[str, Any]) -> None:
-        self.epochs.append(metrics)
-
-
-def tiny_settings(**choices: Any) -> Settings:
-    defaults: dict[str, Any] = {"epochs": 3, "global_batch_size": 8, "device": "cpu", "precision": "fp32"}
-    return resolve_settings(get_recipe("adam89"), **(defaults | choices))
-
-
-def run(data: Path, out: Path, listener: Listener | None = None, **choices: Any) -> dict[str, Any]:
-    run_dir, results = train_model(tiny_settings(**choices), data, out, listener or Listener())
-    assert run_dir == out
-    return results
-
-
-def read_metrics(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+from fastcifar.pipeline.augment import choose_subset
+from fastcifar.pipeline.loader import EpochPlanner
+from fastcifar.results import run_dir as runs
+from fastcifar.training import parts as parts_module
+from fastcifar.training.callbacks import Observer
+from fastcifar.training.checkpoint import load_checkpoint
+from fastcifar.training.evaluate import compute_logits, loss_and_accuracy
+from fastcifar.training.parts import Parts
+from fastcifar.training.run import resume_training
+from fastcifar.training.trainer import Trainer
 
 
 def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:

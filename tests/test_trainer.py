@@ -2,15 +2,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
-from test_model import MyResnet
+from support.containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
+from support.published import MyResnet
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torchvision.transforms import Normalize
 
-from fastcifar.loader import EpochPlanner, ResidentLoader
+from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader
 from fastcifar.recipes import get_recipe
-from fastcifar.trainer import Trainer
+from fastcifar.training.trainer import Trainer
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 

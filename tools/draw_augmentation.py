@@ -14,10 +14,10 @@ from torchvision.transforms import functional as reference
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from fastcifar.augment import Params, crop_flip_rotate, draw_params  # noqa: E402
-from fastcifar.cifar10 import Images  # noqa: E402
+from fastcifar.data.cifar10 import Images  # noqa: E402
+from fastcifar.data.prepare import load_val_and_test  # noqa: E402
 from fastcifar.files import replacing  # noqa: E402
-from fastcifar.prepare import load_val_and_test  # noqa: E402
+from fastcifar.pipeline.augment import Params, crop_flip_rotate, draw_params  # noqa: E402
 
 NUM_IMAGES = 8
 

@@ -26,17 +26,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # a GPU host may have a ba
 import throughput  # noqa: E402
 from measure import choose_device, choose_precision, describe_machine, load_images, spread, synchronise  # noqa: E402
 
-from fastcifar import cifar10  # noqa: E402
-from fastcifar.augment import NUM_LEVELS, Params, crop_flip_rotate, draw_params  # noqa: E402
 from fastcifar.console import Console  # noqa: E402
+from fastcifar.data import cifar10  # noqa: E402
+from fastcifar.data.prepare import Split, is_untouched, prepare_data  # noqa: E402
 from fastcifar.files import read_json, replacing, write_json  # noqa: E402
-from fastcifar.loader import EpochPlanner, ResidentLoader  # noqa: E402
-from fastcifar.prepare import Split, is_untouched, prepare_data  # noqa: E402
+from fastcifar.pipeline.augment import NUM_LEVELS, Params, crop_flip_rotate, draw_params  # noqa: E402
+from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader  # noqa: E402
 from fastcifar.recipes import RECIPES, Recipe  # noqa: E402
-from fastcifar.runs import LAST, RESULTS  # noqa: E402
-from fastcifar.settings import resolve_settings  # noqa: E402
-from fastcifar.train import resume_training, train_model  # noqa: E402
-from fastcifar.trainer import Trainer  # noqa: E402
+from fastcifar.results.run_dir import LAST, RESULTS  # noqa: E402
+from fastcifar.training.run import resume_training, train_model  # noqa: E402
+from fastcifar.training.settings import resolve_settings  # noqa: E402
+from fastcifar.training.trainer import Trainer  # noqa: E402
 
 Result = dict[str, Any]
 LOGIT_TOLERANCE, LOSS_TOLERANCE = 2e-3, 2e-2  # absolute, and relative; float32 against float32

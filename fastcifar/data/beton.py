@@ -1,0 +1,179 @@
+"""FFCV's .beton file: written by FFCV, validated and read without it.
+
+FFCV trusts every byte of a file: some damage makes it crash, some makes it return other pixels. So nothing here
+hands it a file, and nothing reads one, before `parse` has checked each entry. FFCV takes seconds to import; only
+`write_beton` needs it.
+
+The layout, little-endian: a header, one descriptor a field, one metadata record a sample, then (from the next
+multiple of the page size) pages of pixel data, then the allocation table up to the end of the file.
+"""
+
+import contextlib
+import io
+import shlex
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcifar.data.cifar10 import IMAGE_SIZE, NUM_CLASSES, Images, Labels
+from fastcifar.errors import FastcifarError
+from fastcifar.files import writing
+
+_VERSION = 2
+_IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
+_PAGE_SIZE = 1 << 23  # FFCV's default; it allows powers of two from 2 MiB to 2 GiB
+_RAW_MODE = 1  # an image's pixels as they are, not as JPEG
+
+_HEADER = np.dtype(
+    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("table_start", "<u8")]
+)
+_FIELD = np.dtype([("type_id", "u1"), ("name", "S16"), ("arguments", "V1024")])
+_SAMPLE = np.dtype(
+    {
+        "names": ["mode", "width", "height", "pointer", "label"],
+        "formats": ["u1", "<u2", "<u2", "<u8", "<i8"],
+        "offsets": [0, 1, 3, 5, 16],
+        "itemsize": 24,
+    }
+)
+_ALLOCATION = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
+_FIELDS = ((2, b"image"), (1, b"label"))  # FFCV's type ids of RGBImageField and IntField
+
+
+@contextlib.contextmanager
+def ffcv_side_effects_undone() -> Iterator[None]:
+    """Keep torch's thread count, which FFCV resets when it is imported and wherever it makes or starts a loader.
+
+    The warnings of its imports, which are deprecated ones, are silenced too.
+    """
+    import torch  # as slow as FFCV itself, and not needed to read a file
+
+    num_threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            torch.set_num_threads(num_threads)
+
+
+def write_beton(path: Path, images: Images, labels: Labels) -> None:
+    """Write images and labels as an FFCV file with the fields `image` (raw RGB) and `label` (int).
+
+    The bytes are a function of the arguments. `path` is written in place: give a temporary name.
+
+    Args:
+        path: the file to write.
+        images: `(N, 32, 32, 3)` uint8, N at least 1.
+        labels: `(N,)` uint8 in 0..9.
+
+    Raises:
+        FastcifarError: the file system refuses.
+    """
+    assert images.dtype == labels.dtype == np.uint8
+    assert images.shape == (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)
+    assert len(labels) > 0
+    with ffcv_side_effects_undone():
+        from ffcv.fields import IntField, RGBImageField
+        from ffcv.memory_allocator import MemoryAllocator
+        from ffcv.writer import DatasetWriter, handle_sample
+
+    class InProcessWriter(DatasetWriter):  # type: ignore[misc]
+        """FFCV's writer without its worker processes: it waits for ever for one that fails, on a full disk say."""
+
+        def _write_common(self, num_samples: int, queue_content: Iterable[Any], _: Any, arguments: tuple[Any]) -> None:
+            self.num_samples = num_samples
+            self.prepare()
+            try:
+                metadata = np.frombuffer(self.metadata_sm.buf, self.metadata_type, num_samples)
+                allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
+                with allocator:
+                    for chunk in queue_content:
+                        for destination, source in chunk:
+                            sample = arguments[0][source]
+                            names = self.metadata_type.names
+                            handle_sample(sample, destination, names, metadata, allocator, self.fields)
+                self.finalize(allocator.allocations)
+            finally:
+                self.metadata_sm.unlink()
+                with contextlib.suppress(BufferError, NameError):  # after a failure its traceback still holds views
+                    del metadata
+                    self.metadata_sm.close()
+
+    class Samples:
+        def __len__(self) -> int:
+            return len(labels)
+
+        def __getitem__(self, index: int) -> tuple[Images, int]:
+            return images[index], int(labels[index])
+
+    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
+    with writing(path), contextlib.redirect_stderr(io.StringIO()):
+        InProcessWriter(str(path), fields, page_size=_PAGE_SIZE, num_workers=1).from_indexed_dataset(Samples())
+
+
+def remedy(data_dir: Path) -> str:
+    """What to do about a damaged file of a data folder, for the end of an error's message."""
+    return f"make it anew with `fastcifar prepare --force --out {shlex.quote(str(data_dir))}`"
+
+
+def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Images, Labels]:
+    """Check every entry of a .beton file as `write_beton` makes it, and take out its images and labels.
+
+    Structure only: whether they are the right pixels and labels is for a digest to say.
+
+    Args:
+        content: the whole file, `(size,)` uint8.
+        path: named in errors.
+        num_images: how many it must hold.
+
+    Returns:
+        `(N, 32, 32, 3)` uint8 images, which may share memory with `content`, and `(N,)` uint8 labels.
+
+    Raises:
+        FastcifarError: an entry is not as it must be.
+    """
+
+    def require(condition: Any, what: str) -> None:
+        if not condition:
+            raise FastcifarError(f"{path} is damaged ({what}): {remedy(path.parent)}")
+
+    samples_start = _HEADER.itemsize + len(_FIELDS) * _FIELD.itemsize
+    samples_end = samples_start + num_images * _SAMPLE.itemsize
+    require(len(content) >= samples_end, "it ends too early")
+    header = content[: _HEADER.itemsize].view(_HEADER)[0]
+    require(header["version"] == _VERSION, "not an FFCV file of version 2")
+    require(header["num_samples"] == num_images, f"it does not hold {num_images:,} images")
+    require(header["page_size"] == _PAGE_SIZE, "page size")
+    require(header["num_fields"] == len(_FIELDS), "number of fields")
+    for field, (type_id, name) in zip(content[_HEADER.itemsize : samples_start].view(_FIELD), _FIELDS, strict=True):
+        known = field["type_id"] == type_id and field["name"] == name and not any(field["arguments"].tobytes())
+        require(known, f"field {name.decode()}")
+
+    pages_start = -(-samples_end // _PAGE_SIZE) * _PAGE_SIZE
+    num_pages = -(-num_images // (_PAGE_SIZE // _IMAGE_BYTES))  # an image never crosses a page
+    table_start = pages_start + num_pages * _PAGE_SIZE
+    require(header["table_start"] == table_start, "position of the allocation table")
+    require(len(content) == table_start + num_images * _ALLOCATION.itemsize, "size of the file")
+
+    samples = content[samples_start:samples_end].view(_SAMPLE)
+    require((samples["mode"] == _RAW_MODE).all(), "image mode")
+    require((samples["width"] == IMAGE_SIZE).all() and (samples["height"] == IMAGE_SIZE).all(), "image size")
+    require(((samples["label"] >= 0) & (samples["label"] < NUM_CLASSES)).all(), "label")
+    # One writer fills page after page in order, so there is one right value for every pointer.
+    index = np.arange(num_images, dtype=np.uint64)
+    page, slot = np.divmod(index, np.uint64(_PAGE_SIZE // _IMAGE_BYTES))
+    pointers = np.uint64(pages_start) + page * np.uint64(_PAGE_SIZE) + slot * np.uint64(_IMAGE_BYTES)
+    require((samples["pointer"] == pointers).all(), "image pointer")
+    table = content[table_start:].view(_ALLOCATION)
+    sound = (table["sample"] == index) & (table["pointer"] == pointers) & (table["size"] == _IMAGE_BYTES)
+    require(sound.all(), "allocation table")
+
+    used = _PAGE_SIZE // _IMAGE_BYTES * _IMAGE_BYTES
+    pages = content[pages_start:table_start].reshape(num_pages, _PAGE_SIZE)[:, :used]
+    images = pages.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 3)[:num_images]
+    return images, samples["label"].astype(np.uint8)

@@ -1,0 +1,123 @@
+"""A figure of pictures, each beside the classes that a model takes it for."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fastcifar.data.cifar10 import Images
+from fastcifar.errors import FastcifarError, one_line
+from fastcifar.files import replacing
+from fastcifar.inference.pictures import load_picture
+from fastcifar.results.style import (
+    BLUE,
+    GRID,
+    INK,
+    MARGIN,
+    MUTED,
+    STYLE,
+    WIDTH,
+    add_caption,
+    as_png,
+    as_svg,
+    build_figure,
+)
+
+_MAX_PICTURES = 40
+_RENDER = {".png": as_png, ".svg": as_svg}
+_PALE_BLUE = "#8FBBD9"
+_MAX_NAME = 44  # characters
+
+
+def check_grid(path: Path, pictures: Sequence[Path]) -> None:
+    """Refuse what `write_grid` could not draw, before any work is done for it.
+
+    Raises:
+        FastcifarError: the file's ending is none that is drawn, it is one of the pictures, or they are too many.
+    """
+    if path.suffix.lower() not in _RENDER:
+        raise FastcifarError(f"--picture must end in {' or '.join(_RENDER)}, not {path.name!r}")
+    if len(pictures) > _MAX_PICTURES:
+        raise FastcifarError(f"--picture shows at most {_MAX_PICTURES} pictures, not {len(pictures)}: name fewer")
+    if path.exists() and any(path.samefile(picture) for picture in pictures if picture.exists()):
+        raise FastcifarError(f"--picture would replace {path}, which is to be classified: give another name")
+
+
+def write_grid(path: Path, predictions: Sequence[dict[str, Any]], *, title: str) -> None:
+    """Draw pictures and their predictions into a file.
+
+    Args:
+        path: to write, `.png` or `.svg`; replaced atomically.
+        predictions: as `classifier.predict_pictures` gives them.
+        title: which model it was.
+
+    Raises:
+        FastcifarError: it cannot be written, or a picture cannot be read any more.
+    """
+    figure = draw_grid([load_picture(Path(row["path"])) for row in predictions], predictions, title=title)
+    content = _RENDER[path.suffix.lower()](figure)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def draw_grid(images: Sequence[Images], predictions: Sequence[dict[str, Any]], *, title: str) -> Figure:
+    """Pictures as the model gets them, with bars of their likeliest classes.
+
+    Args:
+        images: of each picture `(32, 32, 3)` uint8, at least one.
+        predictions: of each picture its `path`, and under `top` the `class` and `probability` (0..1), likeliest first.
+        title: which model it was, shown beneath the headline.
+
+    Returns:
+        A figure 8 inches wide, as high as its rows of pictures.
+    """
+    num_columns = min(2, len(images))
+    num_rows = math.ceil(len(images) / num_columns)
+    side, row_pitch, first_top, foot = 1.05, 1.58, 1.05, 0.42  # inches
+    column_pitch = (WIDTH - MARGIN) / 2
+    height = first_top + num_rows * row_pitch - (row_pitch - side) + foot
+    headline = "What the model sees in " + (f"{len(images)} pictures" if len(images) > 1 else "a picture")
+    with matplotlib.rc_context(STYLE):
+        figure = build_figure(height, headline, title)
+
+        def add_axes(left: float, top: float, width: float) -> Axes:
+            return figure.add_axes((left / WIDTH, 1 - (top + side) / height, width / WIDTH, side / height))
+
+        for position, (image, prediction) in enumerate(zip(images, predictions, strict=True)):
+            row, column = divmod(position, num_columns)
+            left, top = MARGIN + column * column_pitch, first_top + row * row_pitch
+            name = _shorten(one_line(Path(prediction["path"]).name))
+            figure.text(left / WIDTH, 1 - (top - 0.08) / height, name, va="bottom", gid=f"name-{position}")
+            axes = add_axes(left, top, side)
+            axes.imshow(image, interpolation="nearest")
+            axes.set(xticks=[], yticks=[], gid=f"picture-{position}")
+            axes.spines[:].set_visible(False)
+            bars_left = left + side + 0.95
+            bars_width = (WIDTH if num_columns == 1 else left + column_pitch) - bars_left - 0.7
+            _plot_bars(add_axes(bars_left, top, bars_width), prediction["top"], position)
+        add_caption(figure, "Each picture as the model gets it: the middle square, 32x32 pixels. "
+                            "Bars: softmax probability of the likeliest classes.")  # fmt: skip
+    return figure
+
+
+def _plot_bars(axes: Axes, top: Sequence[dict[str, Any]], position: int) -> None:
+    axes.set(xlim=(0, 1), ylim=(len(top) - 0.5, -0.5), xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    for rank, guess in enumerate(top):
+        color, weight = (BLUE, "bold") if rank == 0 else (_PALE_BLUE, "normal")
+        axes.barh(rank, 1, height=0.42, color=GRID)
+        axes.barh(rank, guess["probability"], height=0.42, color=color, gid=f"bar-{position}-{rank}")
+        axes.annotate(guess["class"], (0, rank), xytext=(-6, 0), textcoords="offset points", ha="right", va="center",
+                      color=INK if rank == 0 else MUTED, weight=weight)  # fmt: skip
+        axes.annotate(f"{guess['probability']:.1%}", (1, rank), xytext=(6, 0), textcoords="offset points", va="center",
+                      color=INK if rank == 0 else MUTED, weight=weight)  # fmt: skip
+
+
+def _shorten(name: str) -> str:
+    """The name with its middle left out where it is too long: what tells files apart stands at either end."""
+    half = _MAX_NAME // 2
+    return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[-half:]}"

@@ -1,0 +1,35 @@
+"""The machine and the versions that a result depends on."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from fastcifar import __version__
+
+
+def describe_environment() -> dict[str, Any]:
+    """The machine and the versions that a result depends on."""
+    return {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": describe_cpu(),
+        "num_cpus": len(os.sched_getaffinity(0)),
+        "versions": package_versions(),
+    }
+
+
+def describe_cpu() -> str:
+    """The processor's name as it states it itself."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of this package and of those whose arithmetic it rests on."""
+    packages = ("torch", "torchvision", "ffcv", "numpy", "numba", "pillow")
+    return {"fastcifar": __version__} | {package: importlib.metadata.version(package) for package in packages}

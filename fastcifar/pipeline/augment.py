@@ -1,0 +1,220 @@
+"""Random crop, flip and rotation as one integer gather, and the normalisation.
+
+What is drawn for an image is a pure function of (seed, epoch, global sample index), so it depends on no batch size,
+worker, device, rank or interruption. What is done with it is bit-identical to torchvision's `pad`, `crop`, `hflip`
+and `rotate` (nearest, black fill) on PIL images.
+
+Global sample indices: training images 0..49,999; test images 50,000 + position in the official test batch.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcifar.data.cifar10 import IMAGE_SIZE
+from fastcifar.data.hashing import hash32
+
+NUM_LEVELS = 1 << 16  # angles are drawn from this many equidistant levels
+
+# One stream of draws each; a stream's number is the first word of its hash key.
+_ORDER, _DY, _DX, _FLIP, _ANGLE, _SUBSET = range(6)
+_SUBSET_SEED = 42
+
+
+@dataclass(frozen=True)
+class Params:
+    """What is drawn for a batch of B images; every tensor is `(B,)` on one device.
+
+    Attributes:
+        dy: int64 first row of the crop in the padded image, 0..2 * padding.
+        dx: int64 first column of the crop in the padded image, 0..2 * padding.
+        flip: bool, mirrored left to right after the crop.
+        angle_level: int64 level of the rotation angle, 0..65,535; the rotation comes last.
+        padding: black pixels added on each side before the crop.
+        max_angle_deg: the angles lie in [-max_angle_deg, max_angle_deg).
+    """
+
+    dy: Tensor
+    dx: Tensor
+    flip: Tensor
+    angle_level: Tensor
+    padding: int
+    max_angle_deg: float
+
+    @property
+    def angle_deg(self) -> Tensor:
+        """Counter-clockwise rotation in degrees, `(B,)` float32; exact for a maximum of 15."""
+        angle_deg: Tensor = level_to_deg(self.angle_level.to(torch.float64), self.max_angle_deg)
+        return angle_deg.to(torch.float32)
+
+
+def level_to_deg(level: Any, max_angle_deg: float) -> Any:
+    """The angle in degrees of an angle level: level 0 is -max, level 32,768 is 0, level 65,535 just below max."""
+    return level * max_angle_deg / (NUM_LEVELS // 2) - max_angle_deg
+
+
+def draw_order(seed: int, epoch: int, indices: Tensor) -> Tensor:
+    """The order in which an epoch visits its images.
+
+    Args:
+        seed: the run's seed, in [0, 2**32).
+        epoch: the epoch, from 0.
+        indices: `(N,)` int64 global sample indices.
+
+    Returns:
+        `(N,)` int64, a permutation of 0..N-1 that says where in `indices` each visited image stands. Two images
+        that are both in two index sets are visited in the same relative order in both.
+    """
+    return torch.argsort(hash32(indices, _ORDER, seed, epoch), stable=True)
+
+
+def choose_subset(indices: Tensor, num_images: int) -> Tensor:
+    """Choose images: the first of a fixed permutation, so that a smaller choice is part of a larger one.
+
+    Args:
+        indices: `(N,)` int64 global sample indices.
+        num_images: how many, at most N.
+
+    Returns:
+        `(num_images,)` int64 ascending positions in `indices`.
+    """
+    permutation = torch.argsort(hash32(indices, _SUBSET, _SUBSET_SEED), stable=True)
+    return permutation[:num_images].sort().values
+
+
+def draw_params(
+    seed: int, epoch: int, indices: Tensor, *, padding: int = 4, max_angle_deg: float = 15
+) -> Params:
+    """Draw crop, flip and rotation for images.
+
+    Args:
+        seed: the run's seed, in [0, 2**32).
+        epoch: the epoch, from 0.
+        indices: `(B,)` int64 global sample indices, in [0, 2**32).
+        padding: black pixels added on each side before the crop.
+        max_angle_deg: bound of the rotation angle.
+
+    Returns:
+        The draws, on the device of `indices`. Equal arguments give equal draws, however the indices are split.
+
+    Raises:
+        ValueError: seed or epoch is outside [0, 2**32).
+    """
+
+    def draw(stream: int) -> Tensor:
+        words: Tensor = hash32(indices, stream, seed, epoch)
+        return words
+
+    num_offsets = 2 * padding + 1
+    return Params(
+        dy=(draw(_DY) * num_offsets) >> 32,
+        dx=(draw(_DX) * num_offsets) >> 32,
+        flip=draw(_FLIP) >= 1 << 31,
+        angle_level=draw(_ANGLE) >> 16,
+        padding=padding,
+        max_angle_deg=max_angle_deg,
+    )
+
+
+def build_geometry(params: Params) -> Tensor:
+    """Everything the gather needs of the draws, as integers: one row of nine an image.
+
+    Columns 0..5 are the rotation's coefficients a0..a5 (16.16 fixed point: the source column of output pixel (y, x)
+    is `(a2 + a1 * y + a0 * x) >> 16`, its source row `(a5 + a4 * y + a3 * x) >> 16`); 6 and 7 the crop's row and
+    column offset less the padding; 8 is 31 for a mirrored image and else 0 (`column ^ 31` is `31 - column`).
+
+    Returns:
+        `(B, 9)` int32 on the device of the draws.
+    """
+    table = _rotation_table(params.max_angle_deg).to(params.dy.device)
+    crop_and_flip = torch.stack(
+        (params.dy - params.padding, params.dx - params.padding, params.flip * (IMAGE_SIZE - 1)), dim=1
+    )
+    return torch.cat((table[params.angle_level], crop_and_flip.to(torch.int32)), dim=1)
+
+
+@functools.cache
+def _rotation_table(max_angle_deg: float) -> Tensor:
+    """The coefficients a0..a5 of every angle level, `(65536, 6)` int32.
+
+    They are computed with the expressions of Pillow (`Image.rotate`, then `affine_fixed` in its Geometry.c), in
+    Python's floats, so that they equal Pillow's to the last bit.
+    """
+
+    def fixed(value: float) -> int:
+        return math.floor(value * 65536 + 0.5)
+
+    centre = IMAGE_SIZE / 2
+    rows = []
+    for level in range(NUM_LEVELS):
+        angle = -math.radians(level_to_deg(float(level), max_angle_deg) % 360.0)
+        cos, sin = round(math.cos(angle), 15), round(math.sin(angle), 15)
+        a, b, d, e = cos, sin, round(-math.sin(angle), 15), cos
+        c = a * -centre + b * -centre + 0.0 + centre
+        f = d * -centre + e * -centre + 0.0 + centre
+        # Pillow samples at pixel centres: the half pixel is part of the constant terms.
+        c, f = c + a * 0.5 + b * 0.5, f + d * 0.5 + e * 0.5
+        rows.append([fixed(value) for value in (a, b, c, d, e, f)])
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def gather_augmented(images: Tensor, positions: Tensor, geometry: Tensor) -> Tensor:
+    """Pick images and crop, mirror and rotate them, all as one gather of pixels.
+
+    Args:
+        images: `(N, 32, 32, 3)` uint8, contiguous.
+        positions: `(B,)` int64, which images to pick.
+        geometry: `(B, 9)` int32 from `build_geometry`, for those images.
+
+    Returns:
+        `(B, 32, 32, 3)` uint8.
+    """
+    y = torch.arange(IMAGE_SIZE, dtype=torch.int32, device=images.device).view(1, -1, 1)
+    x = y.view(1, 1, -1)
+    a0, a1, a2, a3, a4, a5, top, left, mirror = geometry.view(-1, 9, 1, 1).unbind(1)
+    rotated_column = (a2 + a1 * y + a0 * x) >> 16
+    rotated_row = (a5 + a4 * y + a3 * x) >> 16
+    row = rotated_row + top
+    column = (rotated_column ^ mirror) + left
+    # Outside 0..31 is some bit beyond the lowest five, in negative numbers too: four range checks at once.
+    is_black = (rotated_column | rotated_row | row | column) & ~(IMAGE_SIZE - 1) != 0
+    source = positions.view(-1, 1, 1) * IMAGE_SIZE**2 + (row * IMAGE_SIZE + column).masked_fill(is_black, 0)
+    pixels = images.view(-1, 3)[source.view(-1)].view(*source.shape, 3)
+    return pixels.masked_fill(is_black.unsqueeze(-1), 0)
+
+
+def crop_flip_rotate(images: Tensor, params: Params) -> Tensor:
+    """Crop, mirror and rotate images, each by its own draw.
+
+    Bit-identical to torchvision's `pad(padding)`, `crop(dy, dx)`, `hflip` and `rotate(angle_deg)` on PIL images
+    (nearest neighbour, black fill).
+
+    Args:
+        images: `(B, 32, 32, 3)` uint8.
+        params: the draws for those B images, on the same device.
+
+    Returns:
+        `(B, 32, 32, 3)` uint8.
+    """
+    positions = torch.arange(len(images), device=images.device)
+    return gather_augmented(images.contiguous(), positions, build_geometry(params))
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Scale pixels to [0, 1], then subtract the mean and divide by the standard deviation.
+
+    The operations and their order are those of torchvision's `ToTensor` and `Normalize`, and so is every bit.
+
+    Args:
+        images: `(B, 32, 32, 3)` uint8.
+        mean: `(3,)` float32 of each channel, on the scale of [0, 1], on the images' device.
+        std: `(3,)` float32 of each channel, likewise.
+
+    Returns:
+        `(B, 3, 32, 32)` float32 in channels-last memory format.
+    """
+    return ((images.to(torch.float32) / 255 - mean) / std).permute(0, 3, 1, 2)

@@ -1,0 +1,138 @@
+"""FFCV's Loader, wrapped so that its traps cannot reach a user.
+
+FFCV reuses a ring of buffers, hangs for ever when its thread fails, leaks that thread when an epoch is left early,
+and resets torch's thread count. Here a failure is raised, the thread always ends, and the count is restored; a
+batch is valid until the next is taken, and `loader.StreamedLoader` copies it in that time.
+"""
+
+import contextlib
+import queue
+from collections.abc import Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcifar.data.beton import ffcv_side_effects_undone
+from fastcifar.errors import FastcifarError
+from fastcifar.kernels.gather_numba import augment_into
+
+with ffcv_side_effects_undone():
+    from ffcv.fields.basics import IntDecoder
+    from ffcv.fields.rgb_image import SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.loader.epoch_iterator import EpochIterator
+    from ffcv.pipeline.allocation_query import AllocationQuery
+    from ffcv.pipeline.operation import Operation
+    from ffcv.pipeline.state import State
+
+
+class _Augment(Operation):  # type: ignore[misc]
+    """Crop, mirror and rotate; image i of the file by row `row_of[i]` of the epoch's geometry."""
+
+    geometry: NDArray[np.int32]
+    row_of: NDArray[np.int64]
+
+    def generate_code(self) -> Callable[..., Any]:
+        def augment(images: Any, buffer: Any, indices: Any) -> Any:
+            out = buffer[: len(images)]
+            augment_into(out, images, self.geometry[self.row_of[indices]])
+            return out
+
+        augment.with_indices = True  # type: ignore[attr-defined]
+        return augment
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        return replace(previous_state, jit_mode=False), AllocationQuery(previous_state.shape, previous_state.dtype)
+
+
+class _Epoch(EpochIterator):  # type: ignore[misc]
+    """FFCV's reading thread, with a word for failure and a way to end."""
+
+    error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except BaseException as error:
+            self.error = error
+
+    def stop(self) -> None:
+        self.iter_ixes = iter(())  # FFCV looks at its own sign to end only when the queue is full
+        self.close()
+        while self.is_alive():  # it may be waiting to hand over a batch: make room until it notices
+            with contextlib.suppress(queue.Empty):
+                self.output_queue.get_nowait()
+            self.join(timeout=0.01)
+
+
+class FfcvStream:
+    """Augmented batches of a .beton file, as numpy views of FFCV's buffers.
+
+    Args:
+        path: a file that was validated: FFCV can crash on one that is damaged.
+        batch_size: images a batch.
+        num_workers: threads that read and augment, at most the CPUs this process may use.
+    """
+
+    def __init__(self, path: Path, batch_size: int, num_workers: int) -> None:
+        self._augment = _Augment()
+        with ffcv_side_effects_undone():
+            self._loader = Loader(
+                str(path),
+                batch_size=batch_size,
+                num_workers=num_workers,
+                os_cache=True,
+                order=OrderOption.SEQUENTIAL,  # never used: `epoch` hands FFCV the order
+                pipelines={"image": [SimpleRGBImageDecoder(), self._augment], "label": [IntDecoder()]},
+                drop_last=True,
+            )
+        self._batch_size = batch_size
+
+    def epoch(
+        self, positions: NDArray[np.int64], geometry: NDArray[np.int32]
+    ) -> Generator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
+        """Read and augment images in a given order.
+
+        Args:
+            positions: `(n,)` int64, which images of the file, in order; n is a multiple of the batch size.
+            geometry: `(n, 9)` int32 from `augment.build_geometry`, for those images.
+
+        Yields:
+            `(B, 32, 32, 3)` uint8 and `(B,)` int64, both valid only until the next batch is taken.
+
+        Raises:
+            FastcifarError: the reading thread failed.
+        """
+        assert len(positions) == len(geometry)
+        assert len(positions) % self._batch_size == 0
+        row_of = np.full(self._loader.reader.num_samples, -1, np.int64)
+        row_of[positions] = np.arange(len(positions))
+        self._augment.row_of, self._augment.geometry = row_of, geometry
+        with ffcv_side_effects_undone():
+            batches = _Epoch(self._loader, positions.astype(np.uint64))
+        try:
+            with ffcv_side_effects_undone():  # the thread sets torch's count as it starts, before its first batch
+                batch = self._take(batches)
+            while batch is not None:
+                yield batch
+                batch = self._take(batches)
+        finally:
+            batches.stop()
+
+    def _take(self, batches: _Epoch) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
+        """The next batch, or None at the end."""
+        while True:
+            try:
+                item = batches.output_queue.get(timeout=0.1)
+            except queue.Empty:
+                if batches.error is not None:
+                    message = f"reading {self._loader.fname} failed: {batches.error!r}"
+                    raise FastcifarError(message) from batches.error
+                continue
+            if item is None:
+                return None
+            images, labels = item[1]
+            return images, labels[:, 0]

@@ -1,0 +1,1 @@
+"""From a run directory to charts, tables and pages. Needs no torch."""

@@ -1,0 +1,120 @@
+"""Charts of runs, as PNG and SVG files: those of one run, and one that compares several.
+
+Nothing here needs torch, a display or pyplot's global state.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from fastcifar.data import cifar10
+from fastcifar.errors import FastcifarError, one_line
+from fastcifar.results import run_dir as runs
+from fastcifar.results.curves import RUN_COLORS, ComparedRun, draw_comparison, draw_curves
+from fastcifar.results.outcomes import draw_confusion, draw_samples
+from fastcifar.results.style import write_figures
+
+MAX_RUNS = len(RUN_COLORS)  # that a comparison can tell apart
+
+
+def write_charts(run_dir: Path, out: Path | None = None) -> list[Path]:
+    """Draw a run's charts, all of them before the first file is written.
+
+    Args:
+        run_dir: of a run with at least one finished epoch.
+        out: the folder to write to; None for `run_dir / "charts"`.
+
+    Returns:
+        The paths of the files: `curves`, and for a run that is finished `confusion` and `samples`, each as .png and
+        .svg. Each replaces its predecessor atomically.
+
+    Raises:
+        FastcifarError: a file of the run is missing or unusable, or a chart cannot be written.
+    """
+    return write_figures(run_figures(run_dir), out or run_dir / "charts")
+
+
+def write_comparison(run_dirs: Sequence[Path], out: Path) -> list[Path]:
+    """Draw several runs in one picture.
+
+    Args:
+        run_dirs: of 2 to 8 different runs, each with at least one finished epoch.
+        out: the folder to write `comparison.png` and `comparison.svg` to.
+
+    Raises:
+        FastcifarError: as for `write_charts`; there are too many runs, or one is given twice.
+    """
+    return write_figures({"comparison": comparison_figure(run_dirs)}, out)
+
+
+def run_figures(run_dir: Path) -> dict[str, Figure]:
+    """A run's figures by name, as `write_charts` writes them."""
+    config, metrics = runs.read_config(run_dir), runs.read_metrics(run_dir)
+    title = " · ".join(filter(None, describe_run(config, len(metrics)).values()))
+    figures = {"curves": draw_curves(metrics, title=title)}
+    if not left_out(run_dir):
+        tested = runs.read_predictions(run_dir)
+        figures["confusion"] = draw_confusion(tested.labels, tested.logits.argmax(axis=1), title=title)
+        figures["samples"] = draw_samples(tested.images, tested.labels, tested.logits, title=title)
+    return figures
+
+
+def left_out(run_dir: Path) -> str:
+    """Which charts a run has not got yet and why, in one line; empty where it has all."""
+    if (run_dir / runs.PREDICTIONS).exists() or (run_dir / runs.RESULTS).exists():
+        return ""
+    return f"{run_dir} is not finished: confusion and samples are left out, because the model is tested at the end"
+
+
+def comparison_figure(run_dirs: Sequence[Path]) -> Figure:
+    """The figure of `write_comparison`: what runs have in common is in its title, what not beside their names."""
+    names = name_runs(run_dirs)
+    configs = [runs.read_config(run_dir) for run_dir in run_dirs]
+    metrics = [runs.read_metrics(run_dir) for run_dir in run_dirs]
+    described = [describe_run(config, len(lines)) for config, lines in zip(configs, metrics, strict=True)]
+    shared = {part for part in described[0] if len({each[part] for each in described}) == 1}
+    title = " · ".join(text for part, text in described[0].items() if part in shared and text)
+    return draw_comparison(
+        [
+            ComparedRun(name, " · ".join(text for part, text in each.items() if part not in shared and text), lines)
+            for name, each, lines in zip(names, described, metrics, strict=True)
+        ],
+        title=f"{len(names)} runs" + (f", each {title}" if title else ""),
+    )
+
+
+def name_runs(run_dirs: Sequence[Path]) -> list[str]:
+    """A name for each run: its folder's, or its path where another run's folder is called the same.
+
+    Raises:
+        FastcifarError: there are more than 8, or one is given twice.
+    """
+    if len(run_dirs) > MAX_RUNS:
+        raise FastcifarError(f"{len(run_dirs)} runs are too many for one picture: give at most {MAX_RUNS}")
+    places = [path.resolve() for path in run_dirs]
+    for path, place in zip(run_dirs, places, strict=True):
+        if places.count(place) > 1:
+            raise FastcifarError(f"{path} is given twice")
+    names = [path.absolute().name for path in run_dirs]
+    return [
+        one_line(name if names.count(name) == 1 else str(path)) for name, path in zip(names, run_dirs, strict=True)
+    ]
+
+
+def describe_run(config: Mapping[str, Any], num_epochs: int) -> dict[str, str]:
+    """What a run is, in parts of a few words; a part that goes without saying is empty.
+
+    Args:
+        config: from `runs.read_config`.
+        num_epochs: how many are finished.
+    """
+    epochs, num_images, all_images = config["epochs"], config["train_images"], cifar10.CONTENT.num_train
+    return {
+        "recipe": config["recipe"],
+        "epochs": (f"{num_epochs} of " if num_epochs < epochs else "") + f"{epochs} epoch{'s' if epochs != 1 else ''}",
+        "images": f"{num_images:,} of {all_images:,} training images" if num_images < all_images else "",
+        "seed": f"seed {config['seed']}",
+        "device": f"{config['precision']} on {config['device_name']}",
+    }

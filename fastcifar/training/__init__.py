@@ -1,0 +1,1 @@
+"""From batches to a run directory: model, step, checkpoints, evaluation."""

@@ -1,0 +1,112 @@
+"""What a model makes of images: logits, loss, accuracy."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastcifar.data.cifar10 import NUM_CLASSES
+from fastcifar.data.prepare import Split
+from fastcifar.distributed import ALONE, World
+from fastcifar.pipeline.augment import build_geometry, choose_subset, draw_params, gather_augmented, normalise
+from fastcifar.recipes import Recipe
+
+_MAX_BATCH_SIZE = 500  # divides 5,000; a batch that is not full is filled up, so one shape serves all
+
+
+class EvalSet:
+    """The chosen images of a split, on a device.
+
+    Args:
+        split: from `prepare.load_val_and_test`.
+        num_images: how many of a fixed choice.
+        device: where to.
+        recipe: whose seed, padding and angle the augmented images are drawn with.
+
+    Attributes:
+        images: `(N, 32, 32, 3)` uint8.
+        labels: `(N,)` int64.
+        geometry: `(N, 9)` int32 of the augmented images, the same for every model of a seed: those of epoch 0.
+    """
+
+    def __init__(self, split: Split, num_images: int, device: torch.device, recipe: Recipe) -> None:
+        indices = torch.from_numpy(split.indices)
+        chosen = choose_subset(indices, num_images)
+        self.images = torch.from_numpy(split.images)[chosen].to(device)
+        self.labels = torch.from_numpy(split.labels)[chosen].long().to(device)
+        params = draw_params(
+            recipe.seed, 0, indices[chosen], padding=recipe.padding, max_angle_deg=recipe.max_angle_deg
+        )
+        self.geometry = build_geometry(params).to(device)
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    """`_classify` as torch.compile builds it: once for all models, on its first call."""
+    return torch.compile(_classify, dynamic=False)
+
+
+def _classify(model: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Logits of one batch."""
+    logits: Tensor = model(normalise(images, mean, std))
+    return logits.float()
+
+
+@torch.inference_mode()
+def compute_logits(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    mean: Tensor,
+    std: Tensor,
+    precision: str,
+    geometry: Tensor | None = None,
+    compile: bool = False,  # noqa: A002
+    world: World = ALONE,
+) -> Tensor:
+    """Classify every image exactly once.
+
+    The ranks of a world take turns at whole batches, so the result is the same for any number of them.
+
+    Args:
+        model: takes `(B, 3, 32, 32)`, returns `(B, 10)`; its training mode is restored.
+        images: `(N, 32, 32, 3)` uint8 on the model's device, N at least 1.
+        mean: `(3,)` float32, see `augment.normalise`.
+        std: `(3,)` float32.
+        precision: "bf16" for autocast, or "fp32".
+        geometry: `(N, 9)` int32 from `augment.build_geometry` to augment the images; None for clean ones.
+        compile: whether torch.compile builds the pass, which is worth it where many are made.
+        world: whose ranks all call this, with the same arguments.
+
+    Returns:
+        `(N, 10)` float32 logits on the model's device, on every rank.
+    """
+    classify = _compiled() if compile else _classify
+    was_training = model.training
+    model.eval()
+    size = min(_MAX_BATCH_SIZE, len(images))
+    starts = range(0, len(images), size)
+    logits = torch.zeros((len(starts) * size, NUM_CLASSES), device=images.device)
+    for start in starts[world.rank :: world.size]:
+        # Positions beyond the end repeat the last image; their logits are cut off below.
+        positions = torch.arange(start, start + size, device=images.device).clamp_(max=len(images) - 1)
+        batch = images[positions] if geometry is None else gather_augmented(images, positions, geometry[positions])
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            logits[start : start + size] = classify(model, batch, mean, std)
+    model.train(was_training)
+    world.sum(logits)  # of zeros and one rank's
+    return logits[: len(images)]
+
+
+def loss_and_accuracy(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy, and the share of images whose largest logit is their label's.
+
+    Args:
+        logits: `(N, 10)` float32.
+        labels: `(N,)` int64.
+    """
+    loss = functional.cross_entropy(logits, labels)
+    accuracy = (logits.argmax(1) == labels).double().mean()
+    return float(loss), float(accuracy)

@@ -1,0 +1,120 @@
+"""Trainings that are killed with SIGKILL, then resumed; each must end as the one that was never stopped.
+
+    python tests/programs/killed_runs.py DATA WORK_DIR sync 3 17 ...   killed as the 3rd, 17th ... file is written
+    python tests/programs/killed_runs.py DATA WORK_DIR time 50         killed at 50 random moments
+
+A process of its own that never lets torch start its threads, so that each training is a quick fork.
+Prints a line for every kill; a broken promise is an AssertionError.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from support import containers
+from support.training_runs import assert_same_run
+
+from fastcifar import files
+from fastcifar.files import is_leftover
+from fastcifar.recipes import get_recipe
+from fastcifar.results import run_dir as runs
+from fastcifar.training import record
+from fastcifar.training.checkpoint import load_checkpoint
+from fastcifar.training.run import resume_training, train_model
+from fastcifar.training.settings import resolve_settings
+
+NUM_EPOCHS = 3
+def forked(work: Callable[[], object], kill_after_s: float | None = None) -> int:
+    """Run `work` in a fork; returns how it ended, negative for the signal that killed it."""
+    process = os.fork()
+    if process == 0:
+        try:
+            work()
+        except BaseException as error:
+            print(f"in the fork: {error!r}", flush=True)
+            os._exit(1)
+        os._exit(0)
+    if kill_after_s is not None:
+        time.sleep(kill_after_s)
+        os.kill(process, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def train_anew(data: Path, run_dir: Path) -> None:
+    """The training that all of this is about."""
+    recipe = get_recipe("sgd92")
+    settings = resolve_settings(recipe, epochs=NUM_EPOCHS, global_batch_size=8, device="cpu", precision="fp32")
+    train_model(settings, data, run_dir)
+
+
+def count_syncs(kill_at: int | None) -> list[int]:
+    """Count what is put on the disk in this process, and kill it at the given one."""
+    calls: list[int] = []
+    real_sync = files.sync
+
+    def sync(path: Path) -> None:
+        calls.append(1)
+        if len(calls) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real_sync(path)
+
+    files.sync = sync
+    return calls
+
+
+def finish(data: Path, run_dir: Path) -> str:
+    """What a user does after a kill; returns what it was."""
+    if (run_dir / runs.RESULTS).exists():
+        return "was finished"
+    metrics = run_dir / runs.METRICS
+    if metrics.exists():  # whole lines, each epoch once, whatever the moment
+        lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+        assert [line["epoch"] for line in lines] == list(range(len(lines)))
+    if not (run_dir / runs.LAST).exists():
+        assert all(is_leftover(path) for path in run_dir.iterdir()) if run_dir.exists() else True
+        assert forked(lambda: train_anew(data, run_dir)) == 0
+        return "begun anew"
+    num_epochs = load_checkpoint(run_dir / runs.LAST)["num_epochs"]
+    assert forked(lambda: resume_training(run_dir)) == 0
+    return f"resumed after epoch {num_epochs}"
+
+
+def main() -> None:
+    """Kill and resume as the command line says."""
+    data, work_dir, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    torch.set_num_threads(1)  # a fork of a process that has more of them would wait for ever
+    reference = work_dir / "reference"
+    start = time.monotonic()
+    assert forked(lambda: train_anew(data, reference)) == 0
+    seconds = time.monotonic() - start
+    generator = random.Random(7)
+    moments = list(map(int, sys.argv[4:])) if mode == "sync" else range(int(sys.argv[4]))
+    for number, moment in enumerate(moments):
+        run_dir = work_dir / f"{mode}-{moment}"
+
+        def work(run_dir: Path = run_dir, number: int = number, moment: int = moment) -> None:
+            if number % 2 == 0:
+                record.CHECKPOINT_INTERVAL_S = 0.0  # each epoch has a checkpoint, not only the first and the last
+            if mode == "sync":
+                count_syncs(moment)
+            train_anew(data, run_dir)
+
+        kill_after_s = None if mode == "sync" else generator.uniform(0, seconds)
+        ended = forked(work, kill_after_s)
+        how = finish(data, run_dir)
+        assert_same_run(run_dir, reference)
+        when = f"at file {moment}" if mode == "sync" else f"after {kill_after_s:.3f} s"
+        print(f"killed {when} ({ended}): {how}, equal", flush=True)
+        if mode == "sync" and ended == 0:
+            break  # beyond the last file
+
+
+if __name__ == "__main__":
+    with containers.tiny_cifar10():
+        main()

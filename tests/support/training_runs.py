@@ -1,0 +1,94 @@
+"""Tiny trainings in this process, and how two of them are compared."""
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastcifar.recipes import get_recipe
+from fastcifar.results import run_dir as runs
+from fastcifar.training.callbacks import Observer
+from fastcifar.training.checkpoint import load_checkpoint
+from fastcifar.training.run import train_model
+from fastcifar.training.settings import Settings, resolve_settings
+
+_NOT_THE_RESULT = ("seconds", "img_per_s", "num_workers")
+
+
+class Listener(Observer):
+    """Keeps what it is told; may do something at a step."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, Any]] = []
+        self.steps: list[tuple[int, int]] = []
+        self.stop_at: tuple[int, int] | None = None
+
+    def begin(self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]) -> None:
+        self.begun = (num_epochs, num_steps, batch_size, len(finished))
+
+    def step(self, epoch: int, step: int) -> None:
+        self.steps.append((epoch, step))
+        if self.stop_at == (epoch, step):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        self.epochs.append(metrics)
+
+
+def tiny_settings(**choices: Any) -> Settings:
+    defaults: dict[str, Any] = {"epochs": 3, "global_batch_size": 8, "device": "cpu", "precision": "fp32"}
+    return resolve_settings(get_recipe("adam89"), **(defaults | choices))
+
+
+def run(data: Path, out: Path, listener: Listener | None = None, **choices: Any) -> dict[str, Any]:
+    run_dir, results = train_model(tiny_settings(**choices), data, out, listener or Listener())
+    assert run_dir == out
+    return results
+
+
+def read_metrics(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_timings(content: Any) -> Any:
+    """The same, less what depends on the clock."""
+    if isinstance(content, dict):
+        return {key: without_timings(value) for key, value in content.items() if key not in _NOT_THE_RESULT}
+    return [without_timings(item) for item in content] if isinstance(content, list) else content
+
+
+def assert_equal(ours: Any, theirs: Any, where: str) -> None:
+    """Equal to the last bit, tensors too."""
+    if isinstance(ours, torch.Tensor):
+        assert ours.dtype == theirs.dtype, where
+        assert torch.equal(ours, theirs), where
+    elif isinstance(ours, dict):
+        assert set(ours) == set(theirs), where
+        for key in ours:
+            assert_equal(ours[key], theirs[key], f"{where}/{key}")
+    else:
+        assert ours == theirs, where
+
+
+def assert_same_run(run_dir: Path, reference: Path) -> None:
+    """Every file of a finished run equals the reference's, timings aside."""
+    for name in (runs.LAST, runs.BEST):
+        ours, theirs = (without_timings(load_checkpoint(folder / name)) for folder in (run_dir, reference))
+        assert_equal(ours, theirs, name)
+    ours, theirs = (
+        [without_timings(json.loads(line)) for line in (folder / runs.METRICS).read_text().splitlines()]
+        for folder in (run_dir, reference)
+    )
+    assert [line["epoch"] for line in ours] == list(range(len(ours)))
+    assert ours == theirs
+    ours, theirs = (without_timings(json.loads((folder / runs.RESULTS).read_text())) for folder in (run_dir, reference))
+    assert ours == theirs
+    ours, theirs = (runs.read_predictions(folder) for folder in (run_dir, reference))
+    assert np.array_equal(ours.logits, theirs.logits)
+    names = sorted(path.relative_to(run_dir) for path in run_dir.rglob("*"))
+    assert names == sorted(path.relative_to(reference) for path in reference.rglob("*"))

@@ -1,9 +1,0 @@
-"""The command line with the tiny dataset in the place of CIFAR-10; for tests that need a process of their own."""
-
-import containers
-
-from fastcifar.cli import main
-
-if __name__ == "__main__":
-    with containers.tiny_cifar10():
-        main()
