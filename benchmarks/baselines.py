@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from fastcifar.data.beton import ffcv_side_effects_undone
-from fastcifar.data.prepare import Split, beton_path
+from fastcifar.data.folder import Split, beton_path
 from fastcifar.pipeline.loader import Batches, EpochPlanner, Loader, ResidentLoader, StreamedLoader
 from fastcifar.recipes import Recipe
 from fastcifar.training.allocator import freed_memory_kept
@@ -49,9 +49,16 @@ class FastCifar(Contender):
     """This package, resident or streamed."""
 
     def __init__(
-        self, recipe: Recipe, split: Split, data_dir: Path, device: torch.device, *, loader: str, precision: str,
+        self,
+        recipe: Recipe,
+        split: Split,
+        data_dir: Path,
+        device: torch.device,
+        *,
+        loader: str,
+        precision: str,
         num_workers: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         compiles = torch.backends.cudnn.benchmark = device.type == "cuda"  # as `train.train_model` sets it
         self._trainer = Trainer(recipe, device, precision=precision, compile=compiles)
         self._recipe, self._device, self._epoch = recipe, device, 0
@@ -71,9 +78,12 @@ class FastCifar(Contender):
     def _planner(self, indices: Tensor) -> EpochPlanner:
         recipe = self._recipe
         return EpochPlanner(
-            indices, recipe.global_batch_size, seed=recipe.seed, padding=recipe.padding,
+            indices,
+            recipe.global_batch_size,
+            seed=recipe.seed,
+            padding=recipe.padding,
             max_angle_deg=recipe.max_angle_deg,
-        )  # fmt: skip
+        )
 
     def batches(self) -> Batches:
         """The loader's own epoch, a new one at each call, with the memory setting that training has on a CPU."""
@@ -165,18 +175,24 @@ class DataLoaderContender(_Notebook):
         super().__init__(recipe, device, is_tuned=is_tuned, precision=precision)
         if is_tuned and device.type == "cuda":
             self.model.compile(dynamic=False)
-        transform = transforms.Compose([
-            transforms.RandomCrop(32, padding=recipe.padding),
-            transforms.RandomHorizontalFlip(),
-            transforms.RandomRotation(recipe.max_angle_deg),
-            transforms.ToTensor(),
-            transforms.Normalize(recipe.mean, recipe.std),
-        ])  # fmt: skip
+        transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=recipe.padding),
+                transforms.RandomHorizontalFlip(),
+                transforms.RandomRotation(recipe.max_angle_deg),
+                transforms.ToTensor(),
+                transforms.Normalize(recipe.mean, recipe.std),
+            ]
+        )
         tuned: Any = {"pin_memory": device.type == "cuda", "persistent_workers": num_workers > 0} if is_tuned else {}
         self._loader = DataLoader(
-            _PilImages(split, transform), recipe.global_batch_size, shuffle=True, drop_last=True,
-            num_workers=num_workers, **tuned,
-        )  # fmt: skip
+            _PilImages(split, transform),
+            recipe.global_batch_size,
+            shuffle=True,
+            drop_last=True,
+            num_workers=num_workers,
+            **tuned,
+        )
 
     def batches(self) -> Batches:
         """The DataLoader's."""
@@ -187,9 +203,15 @@ class StockFfcv(_Notebook):
     """FFCV's own CPU pipeline, as its CIFAR example has it, with the tuned network. It has no rotation."""
 
     def __init__(
-        self, recipe: Recipe, data_dir: Path, num_images: int, device: torch.device, *, precision: str,
+        self,
+        recipe: Recipe,
+        data_dir: Path,
+        num_images: int,
+        device: torch.device,
+        *,
+        precision: str,
         num_workers: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(recipe, device, is_tuned=True, precision=precision)
         if device.type == "cuda":
             self.model.compile(dynamic=False)
@@ -247,7 +269,7 @@ class ResidentEager(_Notebook):
         mean = torch.tensor(recipe.mean, device=device).view(1, 3, 1, 1)
         std = torch.tensor(recipe.std, device=device).view(1, 3, 1, 1)
         self._images = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-        self._black = ((0 - mean) / std)
+        self._black = (0 - mean) / std
         self._labels = torch.from_numpy(split.labels).long().to(device)
 
     def batches(self) -> Batches:

@@ -16,7 +16,7 @@ import torch._dynamo
 from baselines import CONTENDERS, Contender
 from measure import synchronise
 
-from fastcifar.data.prepare import Split
+from fastcifar.data.folder import Split
 from fastcifar.recipes import Recipe
 
 _WARM_STEPS = 1  # of a round on a CPU
@@ -108,9 +108,13 @@ def _serve(connection: Connection, name: str) -> None:
                 task, contender = order, None  # the former one's memory is free before the next one is built
                 torch._dynamo.reset()
                 contender = CONTENDERS[name].build(
-                    task.recipe, task.split, task.data_dir, task.device, precision=task.precision,
+                    task.recipe,
+                    task.split,
+                    task.data_dir,
+                    task.device,
+                    precision=task.precision,
                     num_workers=task.num_workers,
-                )  # fmt: skip
+                )
                 answer: Any = True
             else:
                 assert contender is not None

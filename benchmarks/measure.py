@@ -12,10 +12,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fastcifar.data.prepare import Split, is_untouched, load_train, prepare_data
+from fastcifar.data.folder import Split, is_untouched, load_train
+from fastcifar.data.prepare import prepare_data
 from fastcifar.files import write_json
 from fastcifar.machine import describe_environment
-from fastcifar.training.settings import is_bf16_fast
+from fastcifar.training.device import is_bf16_fast
 
 # Of the model, forward and backward, without the data gradient of the first convolution: counted from its layers.
 GFLOP_PER_IMAGE = 3.329

@@ -26,9 +26,10 @@ from measure import (
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from fastcifar.data.prepare import Split, beton_path
+from fastcifar.data.folder import Split, beton_path
+from fastcifar.kernels.gather import gather_augmented, normalise
 from fastcifar.kernels.gather_numba import augment_into
-from fastcifar.pipeline.augment import build_geometry, draw_params, gather_augmented, normalise
+from fastcifar.pipeline.augment import affine_coeffs, sample_augmentation
 from fastcifar.pipeline.ffcv_reader import FfcvStream
 from fastcifar.recipes import RECIPES
 
@@ -45,13 +46,15 @@ class _TensorImages(Dataset[tuple[torch.Tensor, int]]):
         recipe = RECIPES["sgd92"]
         self._images = torch.from_numpy(split.images).permute(0, 3, 1, 2)
         self._labels = split.labels.tolist()
-        self._transform = v2.Compose([
-            v2.RandomCrop(32, padding=recipe.padding),
-            v2.RandomHorizontalFlip(),
-            v2.RandomRotation(recipe.max_angle_deg),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(list(recipe.mean), list(recipe.std)),
-        ])  # fmt: skip
+        self._transform = v2.Compose(
+            [
+                v2.RandomCrop(32, padding=recipe.padding),
+                v2.RandomHorizontalFlip(),
+                v2.RandomRotation(recipe.max_angle_deg),
+                v2.ToDtype(torch.float32, scale=True),
+                v2.Normalize(list(recipe.mean), list(recipe.std)),
+            ]
+        )
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -70,10 +73,10 @@ def build_pipelines(
     num_few = max(num_images // _SLOW // batch_size, 1) * batch_size
     few = Split(split.images[:num_few], split.labels[:num_few], split.indices[:num_few])
     images = torch.from_numpy(split.images).to(device)
-    geometry = build_geometry(draw_params(42, 0, torch.from_numpy(split.indices).to(device)))
+    coeffs = affine_coeffs(sample_augmentation(42, 0, torch.from_numpy(split.indices).to(device)))
     order = torch.randperm(len(images), device=device)
     mean, std = torch.tensor(recipe.mean, device=device), torch.tensor(recipe.std, device=device)
-    numpy_images, numpy_geometry = split.images, geometry.cpu().numpy()
+    numpy_images, numpy_geometry = split.images, coeffs.cpu().numpy()
     buffer = np.empty((batch_size, 32, 32, 3), np.uint8)
     stream = FfcvStream(beton_path(data_dir, "train"), batch_size, num_workers)
     stock = StockFfcv(recipe, data_dir, num_images, torch.device("cpu"), precision="fp32", num_workers=num_workers)
@@ -81,9 +84,13 @@ def build_pipelines(
         recipe, few, torch.device("cpu"), is_tuned=True, precision="fp32", num_workers=num_workers
     )
     tensors = DataLoader(
-        _TensorImages(few), batch_size, shuffle=True, drop_last=True, num_workers=num_workers,
+        _TensorImages(few),
+        batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=num_workers,
         persistent_workers=num_workers > 0,
-    )  # fmt: skip
+    )
 
     def augment(positions: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return normalise(gather_augmented(images, positions, rows), mean, std)
@@ -92,7 +99,7 @@ def build_pipelines(
         def epoch() -> Iterable[torch.Tensor]:
             for start in range(0, num_images, batch_size):
                 batch = slice(start, start + batch_size)
-                yield function(order[batch], geometry[batch])
+                yield function(order[batch], coeffs[batch])
 
         return epoch
 
@@ -141,9 +148,14 @@ def time_epoch(epoch: Epoch, num_images: int, device: torch.device) -> float:
 @click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True)
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write every round here.")
 def main(
-    device_name: str, rounds: int, num_images: int | None, batch_size: int, num_workers: int | None, data_dir: Path,
+    device_name: str,
+    rounds: int,
+    num_images: int | None,
+    batch_size: int,
+    num_workers: int | None,
+    data_dir: Path,
     out: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """Measure in rounds, print a table, and write it."""
     device = choose_device(device_name)
     split = load_images(data_dir, num_images)
@@ -164,11 +176,26 @@ def main(
         measured = spread(rates[name])
         faster = spread([one / other for one, other in zip(rates[name], reference, strict=True)])
         bandwidth = measured["median"] * _BYTES_PER_IMAGE / 1e9 / ceiling["copy_gb_per_s"]
-        rows.append({"name": name, "note": note, "num_images": count, "img_per_s": measured,
-                     "faster_than_torchvision_v1_by": faster, "share_of_copy_bandwidth": bandwidth})  # fmt: skip
-        shown.append([name, f"{measured['median']:,.0f}", f"{measured['min']:,.0f}–{measured['max']:,.0f}",
-                      f"{1e9 / measured['median']:,.0f}", f"{faster['median']:.1f}×",
-                      f"{bandwidth:.1%}" if device.type == "cuda" else ""])  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "note": note,
+                "num_images": count,
+                "img_per_s": measured,
+                "faster_than_torchvision_v1_by": faster,
+                "share_of_copy_bandwidth": bandwidth,
+            }
+        )
+        shown.append(
+            [
+                name,
+                f"{measured['median']:,.0f}",
+                f"{measured['min']:,.0f}–{measured['max']:,.0f}",
+                f"{1e9 / measured['median']:,.0f}",
+                f"{faster['median']:.1f}×",
+                f"{bandwidth:.1%}" if device.type == "cuda" else "",
+            ]
+        )
     columns = ["", "img/s", "spread", "ns/image", "torchvision v1 ×", "of copy bandwidth"]
     print_table(f"\n{machine['device']}, {workers} workers", columns, shown)
     if out is not None:

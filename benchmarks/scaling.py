@@ -23,11 +23,11 @@ import click
 import torch
 from measure import describe_machine, load_images, print_table, spread, synchronise, write_results
 
-from fastcifar.distributed import World, joined
+from fastcifar.distributed import World, init_distributed
 from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader
 from fastcifar.recipes import RECIPES, get_recipe
 from fastcifar.training.allocator import freed_memory_kept
-from fastcifar.training.settings import is_bf16_fast, resolve_device
+from fastcifar.training.device import is_bf16_fast, resolve_device
 from fastcifar.training.trainer import Trainer
 
 _WARM_STEPS = 2
@@ -74,12 +74,16 @@ class Model:
 def show_model(model: Model, batch_sizes: tuple[int, ...] = (128, 1024)) -> None:
     """Print the model's assumptions, its table, and where another doubling gains less than a fifth."""
     print("\nA model of H100 nodes. Nothing of it was measured on a GPU; its assumptions:")
-    print(f"  one GPU {model.img_per_s:,.0f} img/s (serial roofline) + {model.fixed_s * 1e6:.0f} us a step whatever "
-          f"its batch; backward {model.backward_share:.0%}")  # fmt: skip
-    print(f"  {model.gradient_bytes / 1e6:.1f} MB of gradients, reduced while backward goes on; ring of "
-          f"{model.node_bytes_per_s / 1e9:.0f} GB/s and {model.node_latency_s * 1e6:.0f} us in a node of "
-          f"{model.node_size}, {model.network_bytes_per_s / 1e9:.0f} GB/s and {model.network_latency_s * 1e6:.0f} us "
-          "between nodes")  # fmt: skip
+    print(
+        f"  one GPU {model.img_per_s:,.0f} img/s (serial roofline) + {model.fixed_s * 1e6:.0f} us a step whatever "
+        f"its batch; backward {model.backward_share:.0%}"
+    )
+    print(
+        f"  {model.gradient_bytes / 1e6:.1f} MB of gradients, reduced while backward goes on; ring of "
+        f"{model.node_bytes_per_s / 1e9:.0f} GB/s and {model.node_latency_s * 1e6:.0f} us in a node of "
+        f"{model.node_size}, {model.network_bytes_per_s / 1e9:.0f} GB/s and {model.network_latency_s * 1e6:.0f} us "
+        "between nodes"
+    )
     for batch_size in batch_sizes:
         rows, rates, last_worth = [], {}, 1
         for world_size in (1, 2, 4, 8, 16, 32, 64):
@@ -87,10 +91,16 @@ def show_model(model: Model, batch_sizes: tuple[int, ...] = (128, 1024)) -> None
             rates[world_size] = batch_size / step_s
             if world_size == 2 * last_worth and rates[world_size] > 1.2 * rates[last_worth]:
                 last_worth = world_size
-            rows.append([
-                str(world_size), str(batch_size // world_size), f"{step_s * 1e6:,.0f}", f"{reduce_s * 1e6:,.0f}",
-                f"{rates[world_size]:,.0f}", f"{rates[world_size] / rates[1]:.2f}×",
-            ])  # fmt: skip
+            rows.append(
+                [
+                    str(world_size),
+                    str(batch_size // world_size),
+                    f"{step_s * 1e6:,.0f}",
+                    f"{reduce_s * 1e6:,.0f}",
+                    f"{rates[world_size]:,.0f}",
+                    f"{rates[world_size] / rates[1]:.2f}×",
+                ]
+            )
         columns = ["GPUs", "batch a rank", "step, us", "all-reduce, us", "img/s", "against one"]
         print_table(f"\nglobal batch size {batch_size} (model)", columns, rows)
         print(f"another doubling gains less than a fifth beyond {last_worth} GPUs")
@@ -98,7 +108,7 @@ def show_model(model: Model, batch_sizes: tuple[int, ...] = (128, 1024)) -> None
 
 def serve(name: str, num_steps: int, data_dir: Path, out: Path) -> None:
     """One rank of a measured job: train, and let rank 0 write the rate of all."""
-    with joined() as world:
+    with init_distributed() as world:
         device = resolve_device("auto", world)
         torch.backends.cudnn.benchmark = device.type == "cuda"  # as `train.train_model` sets it
         rate = measure_rate(name, num_steps, data_dir, world, device)
@@ -112,9 +122,13 @@ def measure_rate(name: str, num_steps: int, data_dir: Path, world: World, device
     precision = "bf16" if is_bf16_fast(device) else "fp32"
     trainer = Trainer(recipe, device, precision=precision, compile=device.type == "cuda", world=world)
     planner = EpochPlanner(
-        torch.from_numpy(split.indices).to(device), recipe.global_batch_size, seed=recipe.seed, padding=recipe.padding,
-        max_angle_deg=recipe.max_angle_deg, world=world,
-    )  # fmt: skip
+        torch.from_numpy(split.indices).to(device),
+        recipe.global_batch_size,
+        seed=recipe.seed,
+        padding=recipe.padding,
+        max_angle_deg=recipe.max_angle_deg,
+        world=world,
+    )
     images, labels = torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).long().to(device)
     if device.type == "cuda":
         trainer.warm_up()
@@ -128,7 +142,7 @@ def measure_rate(name: str, num_steps: int, data_dir: Path, world: World, device
         for _ in range(num_steps):
             trainer.step(*next(batches))
         synchronise(device)
-        return num_steps * recipe.global_batch_size / world.maximum(time.perf_counter() - start)
+        return num_steps * recipe.global_batch_size / world.all_reduce_max(time.perf_counter() - start)
 
 
 def run_job(name: str, world_size: int, num_steps: int, data_dir: Path, out: Path) -> float:
@@ -152,9 +166,14 @@ def run_job(name: str, world_size: int, num_steps: int, data_dir: Path, out: Pat
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write every round here.")
 @click.option("--worker", type=click.Path(path_type=Path), hidden=True)
 def main(
-    name: str, world_sizes: str | None, rounds: int, num_steps: int | None, data_dir: Path, out: Path | None,
+    name: str,
+    world_sizes: str | None,
+    rounds: int,
+    num_steps: int | None,
+    data_dir: Path,
+    out: Path | None,
     worker: Path | None,
-) -> None:  # fmt: skip
+) -> None:
     """Measure, print a table, and then the model."""
     is_cuda = torch.cuda.is_available()
     num_steps = num_steps or (300 if is_cuda else 4)
@@ -177,21 +196,28 @@ def main(
     for size in sizes:
         gains = [rate / one for rate, one in zip(rates[size], rates[sizes[0]], strict=True)]  # within a round
         efficiency = statistics.median(gains) * sizes[0] / size
-        results.append({"world_size": size, "img_per_s": spread(rates[size]), "gain": spread(gains),
-                        "efficiency": efficiency})  # fmt: skip
+        results.append(
+            {"world_size": size, "img_per_s": spread(rates[size]), "gain": spread(gains), "efficiency": efficiency}
+        )
     rows = [
-        [str(row["world_size"]), f"{row['img_per_s']['median']:,.1f}",
-         f"{row['img_per_s']['min']:,.1f}–{row['img_per_s']['max']:,.1f}", f"{row['gain']['median']:.2f}×",
-         f"{row['efficiency']:.0%}"]
+        [
+            str(row["world_size"]),
+            f"{row['img_per_s']['median']:,.1f}",
+            f"{row['img_per_s']['min']:,.1f}–{row['img_per_s']['max']:,.1f}",
+            f"{row['gain']['median']:.2f}×",
+            f"{row['efficiency']:.0%}",
+        ]
         for row in results
-    ]  # fmt: skip
+    ]
     batch_size = get_recipe(name).global_batch_size
     title = f"\n{name}, global batch size {batch_size}, {machine['device']}" + ("" if is_cuda else ", a thread each")
     print_table(title, ["processes", "img/s", "spread", "gain", "efficiency"], rows)
     show_model(Model())
     if out is not None:
-        write_results(out, {"machine": machine, "recipe": name, "batch_size": batch_size, "num_steps": num_steps,
-                            "results": results})  # fmt: skip
+        write_results(
+            out,
+            {"machine": machine, "recipe": name, "batch_size": batch_size, "num_steps": num_steps, "results": results},
+        )
 
 
 if __name__ == "__main__":

@@ -35,9 +35,13 @@ _TIMED_STEPS = 3  # a round on a CPU; on a GPU a whole epoch is timed
 
 
 def measure_recipe(
-    contenders: dict[str, IsolatedContender], failures: dict[str, str], task: Task, *, rounds: int,
+    contenders: dict[str, IsolatedContender],
+    failures: dict[str, str],
+    task: Task,
+    *,
+    rounds: int,
     ceiling_img_per_s: float,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Time every contender on a recipe, in rounds; those that fail move to `failures`, with the reason."""
     recipe, batch_size = task.recipe, task.recipe.global_batch_size
     print(f"{recipe.name}, batch size {batch_size}: building the contenders", flush=True)
@@ -76,19 +80,26 @@ def measure_recipe(
     for name in contenders:
         rates = [timing.img_per_s for timing in timings[name]]
         rate = spread(rates)
-        rows.append({
-            "name": name,
-            "note": CONTENDERS[name].note.format(precision=task.precision),
-            "img_per_s": rate,
-            "s_per_epoch": len(task.split.labels) // batch_size * batch_size / rate["median"],
-            # Round by round, because both halves of a pair met the same machine.
-            "fastcifar_is_faster_by": spread([mine / rate for mine, rate in zip(ours, rates, strict=True)]),
-            "share_of_ceiling": rate["median"] / ceiling_img_per_s,
-            "waiting_for_data": spread([timing.waiting for timing in timings[name]]),
-            "peak_memory_gib": max(timing.peak_memory_gib for timing in timings[name]),
-        })  # fmt: skip
-    return {"recipe": recipe.name, "batch_size": batch_size, "precision": task.precision, "contenders": rows,
-            "failures": dict(failures)}  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "note": CONTENDERS[name].note.format(precision=task.precision),
+                "img_per_s": rate,
+                "s_per_epoch": len(task.split.labels) // batch_size * batch_size / rate["median"],
+                # Round by round, because both halves of a pair met the same machine.
+                "fastcifar_is_faster_by": spread([mine / rate for mine, rate in zip(ours, rates, strict=True)]),
+                "share_of_ceiling": rate["median"] / ceiling_img_per_s,
+                "waiting_for_data": spread([timing.waiting for timing in timings[name]]),
+                "peak_memory_gib": max(timing.peak_memory_gib for timing in timings[name]),
+            }
+        )
+    return {
+        "recipe": recipe.name,
+        "batch_size": batch_size,
+        "precision": task.precision,
+        "contenders": rows,
+        "failures": dict(failures),
+    }
 
 
 def show(result: dict[str, Any]) -> None:
@@ -96,12 +107,18 @@ def show(result: dict[str, Any]) -> None:
     rows = []
     for row in result["contenders"]:
         rate = row["img_per_s"]
-        rows.append([
-            row["name"], f"{rate['median']:,.1f}", f"{rate['min']:,.1f}–{rate['max']:,.1f}",
-            f"{row['s_per_epoch']:,.1f}", f"{row['fastcifar_is_faster_by']['median']:.2f}×",
-            f"{row['share_of_ceiling']:.0%}", f"{row['waiting_for_data']['median']:.1%}",
-            f"{row['peak_memory_gib']:.1f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                row["name"],
+                f"{rate['median']:,.1f}",
+                f"{rate['min']:,.1f}–{rate['max']:,.1f}",
+                f"{row['s_per_epoch']:,.1f}",
+                f"{row['fastcifar_is_faster_by']['median']:.2f}×",
+                f"{row['share_of_ceiling']:.0%}",
+                f"{row['waiting_for_data']['median']:.1%}",
+                f"{row['peak_memory_gib']:.1f}",
+            ]
+        )
     columns = ["", "img/s", "spread", "s/epoch", "fastcifar is", "of ceiling", "waiting", "GiB"]
     print_table(f"\n{result['recipe']}, batch size {result['batch_size']}", columns, rows)
 
@@ -119,8 +136,14 @@ def draw(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> 
             [row["img_per_s"]["max"] - median for median, row in zip(medians, rows, strict=True)],
         ]
         colors = ["#0072B2" if row["name"].startswith("fastcifar") else "#B8C0C8" for row in rows]
-        axes.barh([row["name"] for row in rows], medians, xerr=errors, color=colors, height=0.7,
-                  error_kw={"ecolor": "#D55E00", "linewidth": 1.5})  # fmt: skip
+        axes.barh(
+            [row["name"] for row in rows],
+            medians,
+            xerr=errors,
+            color=colors,
+            height=0.7,
+            error_kw={"ecolor": "#D55E00", "linewidth": 1.5},
+        )
         for position, (median, row) in enumerate(zip(medians, rows, strict=True)):
             axes.text(row["img_per_s"]["max"], position, f"  {median:,.0f}", va="center", fontsize=8)
         axes.set_title(f"{result['recipe']}, batch size {result['batch_size']}", loc="left", fontsize=9)
@@ -141,9 +164,15 @@ def draw(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> 
 @click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True)
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write every round here, and a chart beside it.")
 def main(
-    recipe_names: tuple[str, ...], device_name: str, batch_sizes: str | None, rounds: int, num_images: int | None,
-    num_workers: int | None, data_dir: Path, out: Path | None,
-) -> None:  # fmt: skip
+    recipe_names: tuple[str, ...],
+    device_name: str,
+    batch_sizes: str | None,
+    rounds: int,
+    num_images: int | None,
+    num_workers: int | None,
+    data_dir: Path,
+    out: Path | None,
+) -> None:
     """Measure, print a table for each recipe, and write them."""
     device = choose_device(device_name)
     split = load_images(data_dir, num_images)
@@ -163,9 +192,13 @@ def main(
             for batch_size in [int(size) for size in batch_sizes.split(",")] if batch_sizes else [None]:
                 recipe = RECIPES[name]
                 task = Task(
-                    recipe if batch_size is None else dataclasses.replace(recipe, global_batch_size=batch_size), split,
-                    data_dir, device, precision, machine["num_cpus"] if num_workers is None else num_workers,
-                )  # fmt: skip
+                    recipe if batch_size is None else dataclasses.replace(recipe, global_batch_size=batch_size),
+                    split,
+                    data_dir,
+                    device,
+                    precision,
+                    machine["num_cpus"] if num_workers is None else num_workers,
+                )
                 result = measure_recipe(
                     contenders, failures, task, rounds=rounds, ceiling_img_per_s=ceiling["img_per_s"]
                 )

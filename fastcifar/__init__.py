@@ -7,39 +7,57 @@ package costs nothing.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
-    "RECIPES", "Classifier", "FastcifarError", "Interrupted", "Observer", "Recipe", "ResNet18", "Settings",
-    "evaluate_split", "list_runs", "load_classifier", "predict_pictures", "prepare_data",
-    "resolve_settings", "resume_training", "train_model", "verify_data", "write_charts", "write_report",
-]  # fmt: skip
+    "RECIPES",
+    "Callback",
+    "Classifier",
+    "FastcifarError",
+    "Interrupted",
+    "Recipe",
+    "ResNet18",
+    "Settings",
+    "evaluate_split",
+    "list_runs",
+    "load_classifier",
+    "predict_pictures",
+    "prepare_data",
+    "resolve_settings",
+    "resume_training",
+    "train_model",
+    "verify_data",
+    "write_charts",
+    "write_report",
+]
 
 if TYPE_CHECKING:
-    from fastcifar.data.prepare import prepare_data, verify_data
+    from fastcifar.data.folder import verify_data
+    from fastcifar.data.prepare import prepare_data
     from fastcifar.errors import FastcifarError, Interrupted
     from fastcifar.inference.classifier import Classifier, evaluate_split, load_classifier, predict_pictures
     from fastcifar.recipes import RECIPES, Recipe
     from fastcifar.results.charts import write_charts
     from fastcifar.results.report import write_report
-    from fastcifar.results.run_list import list_runs
-    from fastcifar.training.callbacks import Observer
+    from fastcifar.results.run_dir import list_runs
+    from fastcifar.training.callbacks import Callback
     from fastcifar.training.model import ResNet18
     from fastcifar.training.run import resume_training, train_model
     from fastcifar.training.settings import Settings, resolve_settings
 else:  # a type checker that saw __getattr__ would believe in any name
     _MODULES = {
-        "charts": ("write_charts",),
-        "classifier": ("Classifier", "evaluate_split", "load_classifier", "predict_pictures"),
+        "results.charts": ("write_charts",),
+        "inference.classifier": ("Classifier", "evaluate_split", "load_classifier", "predict_pictures"),
         "errors": ("FastcifarError", "Interrupted"),
-        "model": ("ResNet18",),
-        "observer": ("Observer",),
-        "prepare": ("prepare_data", "verify_data"),
+        "training.model": ("ResNet18",),
+        "training.callbacks": ("Callback",),
+        "data.folder": ("verify_data",),
+        "data.prepare": ("prepare_data",),
         "recipes": ("RECIPES", "Recipe"),
-        "report": ("write_report",),
-        "run_list": ("list_runs",),
-        "settings": ("Settings", "resolve_settings"),
-        "train": ("resume_training", "train_model"),
+        "results.report": ("write_report",),
+        "results.run_dir": ("list_runs",),
+        "training.settings": ("Settings", "resolve_settings"),
+        "training.run": ("resume_training", "train_model"),
     }
 
     def __getattr__(name: str) -> Any:

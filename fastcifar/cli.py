@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastcifar import __version__
-from fastcifar.errors import FastcifarError, Interrupted, one_line
+from fastcifar.errors import ArgumentError, FastcifarError, Interrupted, one_line
 from fastcifar.recipes import RECIPES, Recipe, get_recipe
 
 if TYPE_CHECKING:
@@ -28,8 +28,9 @@ def cli() -> None:
 
 
 @cli.command(short_help="Make the .beton files of CIFAR-10.")
-@click.option("--out", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True,
-              help="Folder to fill.")  # fmt: skip
+@click.option(
+    "--out", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True, help="Folder to fill."
+)
 @click.option("--source", default="auto", show_default=True, help=_SOURCE_HELP)
 @click.option("--force", is_flag=True, help="Write anew what is there already.")
 def prepare(data_dir: Path, source: str, force: bool) -> None:
@@ -43,7 +44,7 @@ def prepare(data_dir: Path, source: str, force: bool) -> None:
 @click.argument("data_dir", type=click.Path(path_type=Path), default="data")
 def verify(data_dir: Path) -> None:
     """Check that the files in DATA_DIR are, to the last bit, CIFAR-10 as `prepare` writes it (default: data)."""
-    from fastcifar.data.prepare import verify_data
+    from fastcifar.data.folder import verify_data
 
     verify_data(data_dir)
     click.echo(f"{data_dir} is sound: structure, hashes and content of all three files")
@@ -51,22 +52,53 @@ def verify(data_dir: Path) -> None:
 
 @cli.command(short_help="Train by a recipe.")
 @click.option("--recipe", "recipe_name", type=click.Choice(list(RECIPES)), help="What to train by.")
-@click.option("--resume", "run_dir", type=click.Path(path_type=Path),
-              help="Instead: go on with the run in this directory, with its own settings.")  # fmt: skip
-@click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True,
-              help="Prepared data; where there is none yet, it is prepared first.")  # fmt: skip
+@click.option(
+    "--resume",
+    "run_dir",
+    type=click.Path(path_type=Path),
+    help="Instead: go on with the run in this directory, with its own settings.",
+)
+@click.option(
+    "--data",
+    "data_dir",
+    type=click.Path(path_type=Path),
+    default="data",
+    show_default=True,
+    help="Prepared data; where there is none yet, it is prepared first.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/RECIPE-TIME]")
 @click.option("--epochs", type=int, help="Passes over the training set; the schedule keeps its shape.")
-@click.option("--train-images", type=int, help="Train on this many images of a fixed choice.  [default: all 50,000]")
-@click.option("--eval-images", type=int, help="Evaluate on this many of val and of test.  [default: all 5,000]")
-@click.option("--batch-size", "global_batch_size", type=int,
-              help="Images a step, on all devices together.  [default: the recipe's]")  # fmt: skip
+@click.option(
+    "--train-images",
+    "num_train_images",
+    type=int,
+    help="Train on this many images of a fixed choice.  [default: all 50,000]",
+)
+@click.option(
+    "--eval-images", "num_eval_images", type=int, help="Evaluate on this many of val and of test.  [default: all 5,000]"
+)
+@click.option(
+    "--batch-size",
+    "global_batch_size",
+    type=int,
+    help="Images a step, on all devices together.  [default: the recipe's]",
+)
 @click.option("--seed", type=int, help="Of initialisation, order and augmentation.  [default: the recipe's]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
-@click.option("--loader", type=click.Choice(["resident", "streamed"]), default="resident", show_default=True,
-              help="Keep the training set on the device, or stream it through FFCV.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["auto", "bf16", "fp32"]), default="auto", show_default=True,
-              help="auto is bf16 autocast where the hardware is fast at it.")  # fmt: skip
+@click.option(
+    "--loader",
+    type=click.Choice(["resident", "streamed"]),
+    default="resident",
+    show_default=True,
+    help="Keep the training set on the device, or stream it through FFCV.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "bf16", "fp32"]),
+    default="auto",
+    show_default=True,
+    help="auto is bf16 autocast where the hardware is fast at it.",
+)
 @click.option("--compile/--no-compile", default=None, help="torch.compile the step.  [default: on CUDA only]")
 @click.option("--deterministic", is_flag=True, help="The same bits each time on the same machine, on CUDA too.")
 @click.option("--sync-bn", is_flag=True, help="Under torchrun: batch norm's statistics over all GPUs.")
@@ -83,11 +115,11 @@ def train(
                 raise click.UsageError(f"--resume goes on with the run's own settings: leave out --{option}")
     elif recipe_name is None:
         raise click.UsageError(f"Missing option '--recipe'. Choose from: {', '.join(RECIPES)}")
-    from fastcifar.console import Console
-    from fastcifar.distributed import read_world
+    from fastcifar.distributed import world_from_env
+    from fastcifar.terminal import RunView
 
-    is_main = read_world().is_main
-    with Console(quiet=quiet or not is_main) as console:
+    is_main = world_from_env().is_main
+    with RunView(quiet=quiet or not is_main) as console:
         from fastcifar.training.run import resume_training, train_model
         from fastcifar.training.settings import resolve_settings
 
@@ -99,7 +131,7 @@ def train(
     if quiet and is_main:
         click.echo(run_dir)
     elif is_main:
-        from fastcifar.printing import show_summary
+        from fastcifar.terminal import show_summary
 
         recipe = RECIPES.get(settings.recipe.name, settings.recipe)
         again = _command_of(settings, recipe, data_dir)
@@ -108,11 +140,11 @@ def train(
 
 def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
     """The command that trains a whole run of a recipe with a run's settings."""
-    from fastcifar.distributed import read_world
+    from fastcifar.distributed import world_from_env
     from fastcifar.training.settings import resolve_settings
 
     words = ["fastcifar", "train", "--recipe", recipe.name]
-    world = read_world()
+    world = world_from_env()
     if world.size > 1:
         nodes = ["--nnodes", str(world.size // world.local_size)] if world.size > world.local_size else []
         words = ["torchrun", *nodes, "--nproc-per-node", str(world.local_size), "-m", *words]
@@ -138,8 +170,13 @@ def _given_on_the_command_line() -> list[str]:
 
 @cli.command(short_help="Accuracy of a trained model.")
 @click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path))
-@click.option("--split", type=click.Choice(["val", "test", "test10k"]), default="test", show_default=True,
-              help="test10k is val and test together, the official test set.")  # fmt: skip
+@click.option(
+    "--split",
+    type=click.Choice(["val", "test", "test10k"]),
+    default="test",
+    show_default=True,
+    help="test10k is val and test together, the official test set.",
+)
 @click.option("--augmented", is_flag=True, help="On augmented images, as the published accuracies very likely are.")
 @click.option("--tta", is_flag=True, help="Mean of each image and its mirror image (test-time augmentation).")
 @click.option("--images", "num_images", type=click.IntRange(1, 5000), help="Of each half, as --eval-images chooses.")
@@ -147,9 +184,15 @@ def _given_on_the_command_line() -> list[str]:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
-    checkpoint: Path, split: str, augmented: bool, tta: bool, num_images: int | None, data_dir: Path, device: str,
+    checkpoint: Path,
+    split: str,
+    augmented: bool,
+    tta: bool,
+    num_images: int | None,
+    data_dir: Path,
+    device: str,
     as_json: bool,
-) -> None:  # fmt: skip
+) -> None:
     """Measure a trained model: accuracy with its 95% interval, scores of each class, what it confuses.
 
     A run directory stands for its best.pt.
@@ -157,12 +200,10 @@ def evaluate(
     if augmented and tta:
         raise click.UsageError("--augmented and --tta exclude each other")
     from fastcifar.inference.classifier import evaluate_split, load_classifier
-    from fastcifar.printing import show_evaluation
+    from fastcifar.terminal import show_evaluation
 
     classifier = load_classifier(checkpoint, device)
-    evaluation = evaluate_split(
-        classifier, data_dir, split, augmented=augmented, mirrored_too=tta, num_images=num_images
-    )
+    evaluation = evaluate_split(classifier, data_dir, split, augmented=augmented, mirror_tta=tta, num_images=num_images)
     if as_json:
         click.echo(json.dumps(evaluation, indent=2))
     else:
@@ -174,11 +215,13 @@ def evaluate(
 @click.argument("pictures", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--picture", type=click.Path(path_type=Path), metavar="OUT.png|OUT.svg",
-              help="Draw them, too: each picture beside its probabilities.")  # fmt: skip
-def predict(
-    checkpoint: Path, pictures: tuple[Path, ...], device: str, as_json: bool, picture: Path | None
-) -> None:
+@click.option(
+    "--picture",
+    type=click.Path(path_type=Path),
+    metavar="OUT.png|OUT.svg",
+    help="Draw them, too: each picture beside its probabilities.",
+)
+def predict(checkpoint: Path, pictures: tuple[Path, ...], device: str, as_json: bool, picture: Path | None) -> None:
     """Classify pictures of any size: the three likeliest of CIFAR-10's classes for each."""
     from fastcifar.inference.pictures import find_pictures
 
@@ -188,7 +231,7 @@ def predict(
 
         check_grid(picture, files)
     from fastcifar.inference.classifier import load_classifier, predict_pictures
-    from fastcifar.printing import show_predictions
+    from fastcifar.terminal import show_predictions
 
     classifier = load_classifier(checkpoint, device)
     predictions = predict_pictures(classifier, files)
@@ -204,16 +247,19 @@ def predict(
 @click.argument("folder", type=click.Path(path_type=Path), default="runs")
 def runs(folder: Path) -> None:
     """List the runs in FOLDER (default: runs), the newest first."""
-    from fastcifar.printing import show_runs
-    from fastcifar.results.run_list import list_runs
+    from fastcifar.results.run_dir import list_runs
+    from fastcifar.terminal import show_runs
 
     show_runs(folder, list_runs(folder))
 
 
 @cli.command(short_help="Draw runs.")
 @click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path),
-              help="Folder to fill.  [default: RUN/charts; of several runs charts-compared]")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to fill.  [default: RUN/charts; of several runs charts-compared]",
+)
 def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
     """Draw a run's charts anew, or up to 8 runs in one chart that compares them, as PNG and SVG."""
     from fastcifar.results.charts import left_out, write_charts, write_comparison
@@ -229,8 +275,11 @@ def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
 
 @cli.command(short_help="Write an HTML page on runs.")
 @click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path),
-              help="File to write.  [default: RUN/report.html; of several runs report.html]")  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File to write.  [default: RUN/report.html; of several runs report.html]",
+)
 def report(run_dirs: tuple[Path, ...], out: Path | None) -> None:
     """Write one HTML page on a run, or on up to 8 and how they compare, that needs no network."""
     from fastcifar.results.report import write_report
@@ -268,6 +317,8 @@ def main() -> None:
         sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
+    except ArgumentError as error:
+        _fail(f"{_option_of(error.argument)} {error.problem}")
     except FastcifarError as error:
         _fail(str(error))
     except Interrupted as error:
@@ -278,6 +329,12 @@ def main() -> None:
         sys.exit(130)
     except OSError as error:  # standard output on a full disk, say; click itself ends quietly when a pipe is closed
         _fail(f"{error.filename or 'standard output'}: {error.strerror}")
+
+
+def _option_of(argument: str) -> str:
+    """The option that sets a library function's argument; the argument itself where there is none."""
+    options = {param.name: param.opts[0] for command in cli.commands.values() for param in command.params}
+    return options.get(argument, argument)
 
 
 def _fail(message: str) -> None:

@@ -48,12 +48,12 @@ class World:
         """Whether this is rank 0."""
         return self.rank == 0
 
-    def sum(self, tensor: Tensor) -> None:
+    def all_reduce_sum(self, tensor: Tensor) -> None:
         """Put the sum over all ranks into `tensor`; the bits are the same on each."""
         if self.size > 1:
             dist.all_reduce(tensor)
 
-    def maximum(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """The greatest of the ranks' values."""
         if self.size == 1:
             return value
@@ -70,7 +70,7 @@ class World:
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        self.maximum(0.0)
+        self.all_reduce_max(0.0)
 
     @contextlib.contextmanager
     def peers_needed(self) -> Iterator[None]:
@@ -95,7 +95,7 @@ class World:
 ALONE = World()
 
 
-def read_world() -> World:
+def world_from_env() -> World:
     """This process's place in the world, from the environment that torchrun gives it; alone where there is none.
 
     Raises:
@@ -124,7 +124,7 @@ def read_world() -> World:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[World]:
+def init_distributed() -> Iterator[World]:
     """Be part of the world until this is left; within it again nothing happens.
 
     Tensors on CUDA devices travel through NCCL, those on the CPU through gloo. Ranks other than 0, which have nothing
@@ -133,7 +133,7 @@ def joined() -> Iterator[World]:
     Raises:
         LostPeerError: the others cannot be reached, or one of them dies.
     """
-    world = read_world()
+    world = world_from_env()
     if world.size == 1 or dist.is_initialized():
         yield world
         return

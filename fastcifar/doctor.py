@@ -67,7 +67,7 @@ def _check_torch() -> Check:
 def _check_device() -> Check:
     import torch
 
-    from fastcifar.training.settings import is_bf16_fast, resolve_device
+    from fastcifar.training.device import is_bf16_fast, resolve_device
 
     device = resolve_device("auto")
     precision = "bf16" if is_bf16_fast(device) else "fp32, bf16 is slow here"
@@ -96,9 +96,11 @@ def _check_ffcv() -> Check:
     except Exception as error:  # a missing library shows as whatever its importer raises
         reason = " ".join(str(error).split())[:120]
         return Check(
-            "FFCV", False, f"cannot be imported ({reason})",
+            "FFCV",
+            False,
+            f"cannot be imported ({reason})",
             "apt install libturbojpeg0-dev libopencv-imgproc-dev, then bash tools/bootstrap.sh",
-        )  # fmt: skip
+        )
     return Check("FFCV", True, "imports")
 
 
@@ -118,7 +120,7 @@ def _check_memory() -> Check:
 
 def _check_data(data_dir: Path) -> Check:
     from fastcifar.data.beton import remedy
-    from fastcifar.data.prepare import is_prepared, verify_data
+    from fastcifar.data.folder import is_prepared, verify_data
 
     command = f"fastcifar prepare --out {shlex.quote(str(data_dir))}"
     if not is_prepared(data_dir):

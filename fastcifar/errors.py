@@ -2,11 +2,24 @@
 
 
 class FastcifarError(Exception):
-    """Something is wrong that the user can mend.
+    """Something is wrong that the user can put right.
 
     The message is one line: what is wrong, with which file or value, and what to do. The command line prints it
     and exits with code 2; library users catch this one type.
     """
+
+
+class ArgumentError(FastcifarError):
+    """An argument has a value that cannot be used.
+
+    Args:
+        argument: its name, with which the message begins. The command line shows the option of that name instead.
+        problem: what is wrong with it, and what to do.
+    """
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(f"{argument} {problem}")
+        self.argument, self.problem = argument, problem
 
 
 class Interrupted(Exception):  # noqa: N818 (like KeyboardInterrupt, no error)

@@ -10,17 +10,16 @@ from torchvision.transforms import InterpolationMode, Normalize, ToTensor
 from torchvision.transforms import functional as reference
 
 from fastcifar.data.containers import Dataset
+from fastcifar.kernels.gather import gather_augmented, normalise
 from fastcifar.kernels.gather_numba import augment_into
 from fastcifar.pipeline.augment import (
     NUM_LEVELS,
-    Params,
-    build_geometry,
+    AugmentParams,
+    affine_coeffs,
     choose_subset,
     crop_flip_rotate,
     draw_order,
-    draw_params,
-    gather_augmented,
-    normalise,
+    sample_augmentation,
 )
 
 FIELDS = ("dy", "dx", "flip", "angle_level")
@@ -31,7 +30,7 @@ def random_images(num_images: int) -> NDArray[np.uint8]:
     return np.random.default_rng(num_images).integers(1, 256, (num_images, 32, 32, 3), np.uint8)
 
 
-def by_torchvision(image: NDArray[np.uint8], params: Params, i: int) -> NDArray[np.uint8]:
+def by_torchvision(image: NDArray[np.uint8], params: AugmentParams, i: int) -> NDArray[np.uint8]:
     picture = reference.pad(Image.fromarray(image), params.padding)
     picture = reference.crop(picture, int(params.dy[i]), int(params.dx[i]), 32, 32)
     if params.flip[i]:
@@ -39,11 +38,11 @@ def by_torchvision(image: NDArray[np.uint8], params: Params, i: int) -> NDArray[
     return np.asarray(reference.rotate(picture, float(params.angle_deg[i]), InterpolationMode.NEAREST))
 
 
-def count_different(images: NDArray[np.uint8], params: Params) -> int:
+def count_different(images: NDArray[np.uint8], params: AugmentParams) -> int:
     """How many images differ from torchvision's; torch and numba must agree on all."""
     ours = crop_flip_rotate(torch.from_numpy(images), params).numpy()
     by_numba = np.empty_like(ours)
-    augment_into(by_numba, images, build_geometry(params).numpy())
+    augment_into(by_numba, images, affine_coeffs(params).numpy())
     np.testing.assert_array_equal(by_numba, ours)
     return sum(not np.array_equal(ours[i], by_torchvision(image, params, i)) for i, image in enumerate(images))
 
@@ -53,48 +52,50 @@ def test_rotation_equals_pillow_at_all_levels() -> None:
     num_different = 0
     for levels in torch.arange(NUM_LEVELS).split(len(images)):
         no_offset = torch.zeros_like(levels)
-        num_different += count_different(images, Params(no_offset, no_offset, levels < 0, levels, 0, 15))
+        num_different += count_different(images, AugmentParams(no_offset, no_offset, levels < 0, levels, 0, 15))
     assert num_different == 0
 
 
 def test_random_draws_equal_torchvision() -> None:
-    assert count_different(random_images(2000), draw_params(42, 3, torch.arange(2000))) == 0
+    assert count_different(random_images(2000), sample_augmentation(42, 3, torch.arange(2000))) == 0
 
 
 @pytest.mark.network
 def test_random_draws_equal_torchvision_on_real_images(real_dataset: Dataset) -> None:
     indices = torch.arange(50_000, 60_000)
-    assert count_different(real_dataset.test_images, draw_params(7, 1, indices)) == 0
+    assert count_different(real_dataset.test_images, sample_augmentation(7, 1, indices)) == 0
 
 
 @pytest.mark.parametrize(("padding", "max_angle_deg"), [(0, 0), (0, 15), (2, 0), (8, 90), (3, 10)])
 def test_other_paddings_and_angles_equal_torchvision(padding: int, max_angle_deg: float) -> None:
-    params = draw_params(1, 2, torch.arange(300), padding=padding, max_angle_deg=max_angle_deg)
+    params = sample_augmentation(1, 2, torch.arange(300), padding=padding, max_angle_deg=max_angle_deg)
     assert count_different(random_images(300), params) == 0
 
 
 def test_no_angle_is_crop_and_flip_alone() -> None:
     images = random_images(500)
-    params = draw_params(5, 0, torch.arange(500), max_angle_deg=0)
+    params = sample_augmentation(5, 0, torch.arange(500), max_angle_deg=0)
     padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
     draws = zip(params.dy.tolist(), params.dx.tolist(), params.flip.tolist(), strict=True)
-    expected = [image[dy : dy + 32, dx : dx + 32][:, :: -1 if flip else 1]
-                for image, (dy, dx, flip) in zip(padded, draws, strict=True)]  # fmt: skip
+    expected = [
+        image[dy : dy + 32, dx : dx + 32][:, :: -1 if flip else 1]
+        for image, (dy, dx, flip) in zip(padded, draws, strict=True)
+    ]
     np.testing.assert_array_equal(crop_flip_rotate(torch.from_numpy(images), params).numpy(), np.stack(expected))
     # Crop and flip are those that the same seed draws with rotation.
-    rotated = draw_params(5, 0, torch.arange(500), max_angle_deg=15)
+    rotated = sample_augmentation(5, 0, torch.arange(500), max_angle_deg=15)
     assert all(torch.equal(getattr(params, field), getattr(rotated, field)) for field in FIELDS)
 
 
 def test_angles_are_exact_and_cover_their_range() -> None:
     levels = torch.tensor([0, 1, 32_768, 65_535])
-    params = Params(levels, levels, levels > 0, levels, 4, 15)
+    params = AugmentParams(levels, levels, levels > 0, levels, 4, 15)
     assert params.angle_deg.dtype == torch.float32
     assert params.angle_deg.tolist() == [-15.0, 15 / 32_768 - 15, 0.0, 15 - 15 / 32_768]
 
 
 def test_golden_draws() -> None:
-    params = draw_params(42, 0, torch.tensor([0, 1, 2, 49_999, 50_000, 59_999]))
+    params = sample_augmentation(42, 0, torch.tensor([0, 1, 2, 49_999, 50_000, 59_999]))
     assert params.dy.tolist() == [8, 5, 2, 4, 8, 7]
     assert params.dx.tolist() == [5, 7, 2, 7, 4, 5]
     assert params.flip.tolist() == [True, False, False, False, True, True]
@@ -106,9 +107,9 @@ def test_golden_draws() -> None:
 
 def test_draws_do_not_depend_on_how_indices_are_split() -> None:
     indices = torch.randperm(60_000)[:5000]
-    whole = draw_params(9, 4, indices)
+    whole = sample_augmentation(9, 4, indices)
     for num_parts in (2, 7, 64):
-        parts = [draw_params(9, 4, part) for part in indices.chunk(num_parts)]
+        parts = [sample_augmentation(9, 4, part) for part in indices.chunk(num_parts)]
         for field in FIELDS:
             assert torch.equal(torch.cat([getattr(part, field) for part in parts]), getattr(whole, field))
 
@@ -116,14 +117,14 @@ def test_draws_do_not_depend_on_how_indices_are_split() -> None:
 @pytest.mark.parametrize(("seed", "epoch"), [(42, 1), (43, 0), (0, 42)])
 def test_another_seed_or_epoch_draws_anew(seed: int, epoch: int) -> None:
     indices = torch.arange(10_000)
-    one, other = draw_params(42, 0, indices), draw_params(seed, epoch, indices)
+    one, other = sample_augmentation(42, 0, indices), sample_augmentation(seed, epoch, indices)
     for field, chance in (("dy", 1 / 9), ("dx", 1 / 9), ("flip", 1 / 2), ("angle_level", 1 / NUM_LEVELS)):
         equal = (getattr(one, field) == getattr(other, field)).double().mean().item()
         assert abs(equal - chance) < 6 * math.sqrt(chance / 10_000)
 
 
 def test_draws_are_uniform_and_independent() -> None:
-    params = draw_params(42, 5, torch.arange(50_000))
+    params = sample_augmentation(42, 5, torch.arange(50_000))
     joint = torch.stack([params.dy, params.dx, params.flip.long(), params.angle_level >> 13])
     counts = torch.bincount(((joint[0] * 9 + joint[1]) * 2 + joint[2]) * 8 + joint[3], minlength=1296)
     expected = 50_000 / 1296
@@ -152,9 +153,9 @@ def test_a_smaller_choice_is_part_of_a_larger_one() -> None:
 def test_gather_picks_positions() -> None:
     images = torch.from_numpy(random_images(50))
     positions = torch.tensor([7, 7, 49, 0])
-    params = draw_params(1, 1, torch.arange(4))
+    params = sample_augmentation(1, 1, torch.arange(4))
     expected = crop_flip_rotate(images[positions], params)
-    assert torch.equal(gather_augmented(images, positions, build_geometry(params)), expected)
+    assert torch.equal(gather_augmented(images, positions, affine_coeffs(params)), expected)
 
 
 def as_torchvision(image: NDArray[np.uint8], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
@@ -176,11 +177,11 @@ def test_normalise_equals_torchvision_for_all_values(mean: tuple[float, ...], st
 def test_cuda_draws_and_pixels_equal_the_cpu() -> None:
     indices = torch.arange(NUM_LEVELS)
     images = torch.from_numpy(random_images(NUM_LEVELS))
-    on_cpu, on_cuda = draw_params(42, 1, indices), draw_params(42, 1, indices.cuda())
+    on_cpu, on_cuda = sample_augmentation(42, 1, indices), sample_augmentation(42, 1, indices.cuda())
     for field in FIELDS:
         assert torch.equal(getattr(on_cpu, field), getattr(on_cuda, field).cpu())
     assert torch.equal(draw_order(42, 1, indices), draw_order(42, 1, indices.cuda()).cpu())
     assert torch.equal(crop_flip_rotate(images, on_cpu), crop_flip_rotate(images.cuda(), on_cuda).cpu())
-    levels = Params(on_cuda.dy, on_cuda.dx, on_cuda.flip, indices.cuda(), 4, 15)
-    levels_cpu = Params(on_cpu.dy, on_cpu.dx, on_cpu.flip, indices, 4, 15)
+    levels = AugmentParams(on_cuda.dy, on_cuda.dx, on_cuda.flip, indices.cuda(), 4, 15)
+    levels_cpu = AugmentParams(on_cpu.dy, on_cpu.dx, on_cpu.flip, indices, 4, 15)
     assert torch.equal(crop_flip_rotate(images, levels_cpu), crop_flip_rotate(images.cuda(), levels).cpu())

@@ -22,7 +22,7 @@ import scaling  # noqa: E402
 import throughput  # noqa: E402
 
 from fastcifar.data.beton import write_beton  # noqa: E402
-from fastcifar.data.prepare import Split, load_train  # noqa: E402
+from fastcifar.data.folder import Split, load_train  # noqa: E402
 from fastcifar.distributed import ALONE  # noqa: E402
 from fastcifar.recipes import get_recipe  # noqa: E402
 
@@ -54,7 +54,7 @@ def test_resident_eager_augments_like_ours(tiny_data: Path) -> None:
     """Not bit for bit, grid_sample rounds otherwise; but the same crops, mirror images and angles."""
     recipe = dataclasses.replace(get_recipe("sgd92"), global_batch_size=40, max_angle_deg=0.0)
     contender = baselines.ResidentEager(recipe, load_train(tiny_data), CPU, precision="fp32")
-    (images, _), = contender.batches()
+    ((images, _),) = contender.batches()
     black = (images == contender._black).all(1)
     rows, columns = black.all(2).sum(1), black.all(1).sum(1)
     assert 0 < rows.float().mean() < 4
@@ -73,8 +73,23 @@ def test_throughput_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeyp
     few = {name: baselines.CONTENDERS[name] for name in ("published", "stock FFCV", "fastcifar resident")}
     monkeypatch.setattr(throughput, "CONTENDERS", few)  # the test above has all of them
     out = tmp_path / "throughput.json"
-    output = run(throughput.main, "--recipe", "adam89", "--device", "cpu", "--batch-sizes", "8", "--rounds", "1",
-                 "--workers", "1", "--data", str(tiny_data), "--json", str(out))  # fmt: skip
+    output = run(
+        throughput.main,
+        "--recipe",
+        "adam89",
+        "--device",
+        "cpu",
+        "--batch-sizes",
+        "8",
+        "--rounds",
+        "1",
+        "--workers",
+        "1",
+        "--data",
+        str(tiny_data),
+        "--json",
+        str(out),
+    )
     assert "TFLOP/s" in output
     content = json.loads(out.read_text())
     (result,) = content["results"]
@@ -95,9 +110,13 @@ def test_throughput_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeyp
 
 def test_a_contender_that_fails_is_told() -> None:
     task = isolated.Task(
-        get_recipe("adam89"), Split(TRAIN_IMAGES, TRAIN_LABELS, np.arange(len(TRAIN_LABELS))), Path("nowhere"), CPU,
-        "fp32", 1,
-    )  # fmt: skip
+        get_recipe("adam89"),
+        Split(TRAIN_IMAGES, TRAIN_LABELS, np.arange(len(TRAIN_LABELS))),
+        Path("nowhere"),
+        CPU,
+        "fp32",
+        1,
+    )
     with closing(isolated.IsolatedContender("stock FFCV")) as contender:
         contender.begin(task)
         with pytest.raises(RuntimeError, match="stock FFCV: "):
@@ -154,9 +173,17 @@ def test_scaling_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeypatc
 
 
 def test_the_scaling_models_arithmetic() -> None:
-    model = scaling.Model(img_per_s=1e5, fixed_s=1e-4, backward_share=0.5, gradient_bytes=4e7, node_size=8,
-                          node_bytes_per_s=4e11, network_bytes_per_s=4e10, node_latency_s=5e-5,
-                          network_latency_s=1e-4)  # fmt: skip
+    model = scaling.Model(
+        img_per_s=1e5,
+        fixed_s=1e-4,
+        backward_share=0.5,
+        gradient_bytes=4e7,
+        node_size=8,
+        node_bytes_per_s=4e11,
+        network_bytes_per_s=4e10,
+        node_latency_s=5e-5,
+        network_latency_s=1e-4,
+    )
     assert model.step_s(1000, 1) == pytest.approx((0.0101, 0.0))
     assert model.step_s(1000, 2) == pytest.approx((0.0051, 0.00015))  # reduced while backward goes on
     assert model.step_s(1000, 8) == pytest.approx((0.00135, 0.000225))
@@ -165,8 +192,21 @@ def test_the_scaling_models_arithmetic() -> None:
 
 def test_pipeline_measures_and_writes(tiny_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "pipeline.json"
-    run(pipeline.main, "--device", "cpu", "--rounds", "1", "--batch-size", "4", "--workers", "1",
-        "--data", str(tiny_data), "--json", str(out))  # fmt: skip
+    run(
+        pipeline.main,
+        "--device",
+        "cpu",
+        "--rounds",
+        "1",
+        "--batch-size",
+        "4",
+        "--workers",
+        "1",
+        "--data",
+        str(tiny_data),
+        "--json",
+        str(out),
+    )
     rows = json.loads(out.read_text())["pipelines"]
     assert [row["num_images"] for row in rows] == [4, 4, 40, 40, 40, 40]
     reference = rows[0]["img_per_s"]["median"]

@@ -52,7 +52,7 @@ def test_stock_ffcv_reads_the_file(beton: Path) -> None:
         loader = Loader(
             str(beton), batch_size=20, num_workers=1, os_cache=True, order=OrderOption.SEQUENTIAL, pipelines=pipelines
         )
-        (images, labels), = loader
+        ((images, labels),) = loader
     torch.set_num_threads(num_threads)
     np.testing.assert_array_equal(images, TEST_IMAGES)
     np.testing.assert_array_equal(labels[:, 0], TEST_LABELS)

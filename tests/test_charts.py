@@ -11,10 +11,10 @@ from support.figure_parts import build_metrics, build_results, text_of, texts, w
 
 from fastcifar.errors import FastcifarError
 from fastcifar.results import charts
-from fastcifar.results import run_dir as runs
 from fastcifar.results.charts import comparison_figure, left_out, name_runs, write_charts, write_comparison
+from fastcifar.results.records import CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE
 
-RESULTS = build_results(0.5, 0.4)
+RESULTS_FILE = build_results(0.5, 0.4)
 
 
 def check_pictures(paths: list[Path], folder: Path, names: list[str]) -> None:
@@ -31,7 +31,7 @@ def check_pictures(paths: list[Path], folder: Path, names: list[str]) -> None:
 
 @pytest.mark.parametrize("num_epochs", [1, 3])
 def test_charts_of_a_finished_run(tmp_path: Path, num_epochs: int) -> None:
-    run_dir = write_run(tmp_path / "run", build_metrics(num_epochs), RESULTS)
+    run_dir = write_run(tmp_path / "run", build_metrics(num_epochs), RESULTS_FILE)
     check_pictures(write_charts(run_dir), run_dir / "charts", ["curves", "confusion", "samples"])
     check_pictures(write_charts(run_dir, tmp_path / "out"), tmp_path / "out", ["curves", "confusion", "samples"])
     assert left_out(run_dir) == ""
@@ -49,7 +49,7 @@ def test_charts_of_an_unfinished_run(tmp_path: Path) -> None:
     ("config", "title"),
     [
         ({}, "adam89 · 3 epochs · 4,096 of 50,000 training images · seed 7 · bf16 on Some CPU"),
-        ({"train_images": 50_000, "epochs": 55}, "adam89 · 3 of 55 epochs · seed 7 · bf16 on Some CPU"),
+        ({"num_train_images": 50_000, "epochs": 55}, "adam89 · 3 of 55 epochs · seed 7 · bf16 on Some CPU"),
     ],
 )
 def test_the_title_says_how_the_run_was_cut(
@@ -63,23 +63,25 @@ def test_the_title_says_how_the_run_was_cut(
 
     for name in ("draw_curves", "draw_confusion", "draw_samples"):
         monkeypatch.setattr(charts, name, draw)
-    write_charts(write_run(tmp_path / "run", build_metrics(3), RESULTS, **config))
+    write_charts(write_run(tmp_path / "run", build_metrics(3), RESULTS_FILE, **config))
     assert titles == [title] * 3
 
 
 def test_a_comparison_says_what_is_common_and_what_differs(tmp_path: Path) -> None:
     run_dirs = [
-        write_run(tmp_path / "first", build_metrics(3), RESULTS),
+        write_run(tmp_path / "first", build_metrics(3), RESULTS_FILE),
         write_run(tmp_path / "second", build_metrics(2), epochs=3, seed=8),
-        write_run(tmp_path / "third", build_metrics(1), RESULTS, seed=9),
+        write_run(tmp_path / "third", build_metrics(1), RESULTS_FILE, seed=9),
     ]
     figure = comparison_figure(run_dirs)
     assert "3 runs, each adam89 · 4,096 of 50,000 training images · bf16 on Some CPU" in texts(figure)
     assert {"3 epochs · seed 7", "2 of 3 epochs · seed 8", "1 epoch · seed 9"} <= set(texts(figure))
     assert [text_of(figure, f"name-{number}") for number in (1, 2, 3)] == ["first", "second", "third"]
     assert [text_of(figure, f"best-{number}") for number in (1, 2, 3)] == [
-        "42.00%, epoch 3", "41.00%, epoch 2", "40.00%, epoch 1"
-    ]  # fmt: skip
+        "42.00%, epoch 3",
+        "41.00%, epoch 2",
+        "40.00%, epoch 1",
+    ]
     paths = write_comparison(run_dirs, tmp_path / "compared")
     check_pictures(paths, tmp_path / "compared", ["comparison"])
     assert not (run_dirs[0] / "charts").exists()
@@ -107,23 +109,23 @@ def test_nine_runs_are_too_many(tmp_path: Path) -> None:
     assert len(write_comparison(run_dirs[:8], tmp_path / "out")) == 2
 
 
-@pytest.mark.parametrize("name", [runs.CONFIG, runs.METRICS, runs.PREDICTIONS])
+@pytest.mark.parametrize("name", [CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE])
 def test_nothing_is_drawn_of_a_damaged_run(tmp_path: Path, name: str) -> None:
-    run_dir = write_run(tmp_path / "run", build_metrics(2), RESULTS)
-    other = write_run(tmp_path / "other", build_metrics(2), RESULTS)
+    run_dir = write_run(tmp_path / "run", build_metrics(2), RESULTS_FILE)
+    other = write_run(tmp_path / "other", build_metrics(2), RESULTS_FILE)
     (run_dir / name).write_text("{")
     with pytest.raises(FastcifarError, match=rf"^{run_dir / name} is damaged: [^\n]+$"):
         write_charts(run_dir)
     assert not (run_dir / "charts").exists()
-    if name != runs.PREDICTIONS:  # which a comparison does not need
+    if name != PREDICTIONS_FILE:  # which a comparison does not need
         with pytest.raises(FastcifarError, match=rf"^{run_dir / name} is damaged: [^\n]+$"):
             write_comparison([other, run_dir], tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_run_without_predictions_is_damaged(tmp_path: Path) -> None:
-    run_dir = write_run(tmp_path / "run", build_metrics(2), RESULTS)
-    (run_dir / runs.PREDICTIONS).unlink()
+    run_dir = write_run(tmp_path / "run", build_metrics(2), RESULTS_FILE)
+    (run_dir / PREDICTIONS_FILE).unlink()
     with pytest.raises(FastcifarError, match=r"predictions\.npz is missing"):
         write_charts(run_dir)
 

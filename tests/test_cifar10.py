@@ -8,7 +8,7 @@ from support.containers import NUM_BATCH, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES
 
 from fastcifar.data import cifar10
 
-REAL = cifar10.CONTENT
+REAL = cifar10.SPEC
 GOLDEN_VAL = [4, 7, 9, 10, 11, 12, 13, 15, 16, 17, 18, 20, 21, 24, 25, 32, 33, 36, 38, 39]
 
 

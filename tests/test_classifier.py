@@ -16,8 +16,8 @@ from support.training_runs import Listener, run
 from fastcifar.data import cifar10
 from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.inference.classifier import Classifier, evaluate_split, load_classifier, predict_pictures
-from fastcifar.results.run_dir import interrupted_run_dir, read_predictions
-from fastcifar.results.run_list import list_runs
+from fastcifar.results.records import read_predictions
+from fastcifar.results.run_dir import interrupted_run_dir, list_runs
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 
 
@@ -38,8 +38,11 @@ def trained(
 
 def test_evaluation_gives_the_figures_of_the_run(tiny_data: Path, trained: tuple[Path, dict[str, Any]]) -> None:
     run_dir, results = trained
-    for path, row in ((run_dir, results["best"]), (run_dir / "best.pt", results["best"]),
-                      (run_dir / "last.pt", results["last"])):  # fmt: skip
+    for path, row in (
+        (run_dir, results["best"]),
+        (run_dir / "best.pt", results["best"]),
+        (run_dir / "last.pt", results["last"]),
+    ):
         classifier = load_classifier(path)
         assert classifier.num_epochs == row["epoch"] + 1
         clean = evaluate_split(classifier, tiny_data, "test")
@@ -49,7 +52,7 @@ def test_evaluation_gives_the_figures_of_the_run(tiny_data: Path, trained: tuple
         assert evaluate_split(classifier, tiny_data, "val")["accuracy"] == row["val_accuracy"]
     both = evaluate_split(classifier, tiny_data, "test10k")
     assert both["num_images"] == 20
-    assert both["accuracy"] == results["val_and_test_accuracy"]
+    assert both["accuracy"] == results["test10k_accuracy"]
     assert sum(row["num_images"] for row in both["classes"]) == 20
     assert evaluate_split(classifier, tiny_data, "test10k", num_images=4)["num_images"] == 8
     with pytest.raises(FastcifarError, match="split must be val, test or test10k, not 'train'"):
@@ -62,7 +65,7 @@ def test_mirror_tta_is_the_mean_of_both(trained: tuple[Path, dict[str, Any]]) ->
     classifier = load_classifier(trained[0])
     images = torch.from_numpy(TEST_IMAGES)
     both = (classifier.logits(images) + classifier.logits(images.flip(2))) / 2
-    torch.testing.assert_close(classifier.logits(images, mirrored_too=True), both)
+    torch.testing.assert_close(classifier.logits(images, mirror_tta=True), both)
     assert not torch.equal(both, classifier.logits(images))
 
 
@@ -101,9 +104,12 @@ def test_what_holds_no_model_is_refused(trained: tuple[Path, dict[str, Any]], ch
 
 
 def test_the_commands(
-    tiny_data: Path, trained: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    tiny_data: Path,
+    trained: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     results = trained[1]["best"]
     code, out, err = call(monkeypatch, capsys, "evaluate", "run")
@@ -163,5 +169,3 @@ def test_runs_are_listed(
     assert (code, err) == (0, "")
     assert out.splitlines()[1].split()[:4] == ["part", "stopped", "adam89", "1/3"]
     assert out.splitlines()[-1].endswith("for example: fastcifar train --resume runs/part")
-
-

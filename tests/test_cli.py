@@ -16,9 +16,11 @@ from support.training_runs import Listener, run
 
 from fastcifar import cli
 from fastcifar.errors import Interrupted
-from fastcifar.training.settings import is_bf16_fast
+from fastcifar.training.device import is_bf16_fast
 
 CPU = torch.device("cpu")
+
+
 def test_help_is_quick_and_names_the_commands() -> None:
     def seconds(*command: str) -> float:
         """Of CPU time, which other work on the machine hardly changes."""
@@ -45,14 +47,14 @@ BAD: list[tuple[list[str], str]] = [
     (["train", "--recipe", "sgd93"], "Invalid value for '--recipe': 'sgd93' is not one of 'sgd92', 'adam89'."),
     (["train"], "Missing option '--recipe'. Choose from: sgd92, adam89"),
     (["train", "--recipe", "sgd92", "--epochs", "0"], "--epochs must be between 1 and 100,000, not 0"),
-    (["train", "--recipe", "sgd92", "--epochs", "x"],
-     "Invalid value for '--epochs': 'x' is not a valid integer."),
+    (["train", "--recipe", "sgd92", "--epochs", "x"], "Invalid value for '--epochs': 'x' is not a valid integer."),
     (["train", "--recipe", "sgd92", "--batch-size", "-5"], "--batch-size must be between 1 and 50,000, not -5"),
-    (["train", "--recipe", "sgd92", "--device", "tpu"],
-     "--device must be auto, cpu, cuda or cuda:<index>, not 'tpu'"),
+    (["train", "--recipe", "sgd92", "--device", "tpu"], "--device must be auto, cpu, cuda or cuda:<index>, not 'tpu'"),
     (["train", "--recipe", "sgd92", "--out", "junk"], "junk is not empty: give a new directory with --out"),
-    (["train", "--recipe", "sgd92", "--data", "junk"],
-     "junk holds no prepared data (no manifest.json): run `fastcifar prepare --out junk`"),
+    (
+        ["train", "--recipe", "sgd92", "--data", "junk"],
+        "junk holds no prepared data (no manifest.json): run `fastcifar prepare --out junk`",
+    ),
     (["prepare", "--out", "junk/file"], "cannot write junk/file: a file is in the way"),
     (["prepare", "--out", "/proc/x", "--source", "junk"], "cannot write /proc/x: No such file or directory"),
     (["train", "--recipe", "sgd92", "--data", "x" * 300], f"cannot read {'x' * 300}: File name too long"),
@@ -65,14 +67,17 @@ BAD: list[tuple[list[str], str]] = [
     (["report", "--out", "junk/x", "junk"], "cannot read junk/config.json: No such file or directory"),
     (["fly"], "No such command 'fly'."),
     (["prepare", "--speed", "9"], "No such option '--speed'."),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
 def test_bad_input_is_one_line_and_code_2(
-    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / "file").write_text("something else")

@@ -57,11 +57,15 @@ def test_the_learning_rate_is_labelled_with_its_rounded_peak() -> None:
 
 def test_a_comparison_shows_each_run_by_number_name_and_curve() -> None:
     short, long = build_metrics(2), build_metrics(20)
-    figure = draw_comparison([ComparedRun("short", "2 epochs", short), ComparedRun("long", "20 epochs", long)],
-                             title="both")  # fmt: skip
+    figure = draw_comparison(
+        [ComparedRun("short", "2 epochs", short), ComparedRun("long", "20 epochs", long)], title="both"
+    )
     for number, metrics in ((1, short), (2, long)):
-        for gid, key in ((f"loss-validation-{number}", "val_loss"), (f"accuracy-validation-{number}", "val_accuracy"),
-                         (f"loss-training-{number}", "train_loss")):  # fmt: skip
+        for gid, key in (
+            (f"loss-validation-{number}", "val_loss"),
+            (f"accuracy-validation-{number}", "val_accuracy"),
+            (f"loss-training-{number}", "train_loss"),
+        ):
             (line,) = lines_of(figure, gid)
             assert np.asarray(line.get_xdata()).tolist() == list(range(1, len(metrics) + 1))
             assert np.asarray(line.get_ydata()).tolist() == [each[key] for each in metrics]

@@ -28,12 +28,28 @@ from support.figure_parts import write_run
 
 from fastcifar.data import beton, cifar10
 from fastcifar.data.cifar10 import SPLITS, SplitName
-from fastcifar.data.prepare import Split, beton_path, load_train, load_val_and_test, verify_data
+from fastcifar.data.folder import Split, beton_path, load_train, load_val_and_test, verify_data
 from fastcifar.errors import FastcifarError
-from fastcifar.results import run_dir as runs
+from fastcifar.results.records import (
+    CONFIG_FILE,
+    CONFIG_TYPES,
+    METRICS_FILE,
+    METRICS_KEYS,
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
+    RESULTS_KEYS,
+    Predictions,
+    read_config,
+    read_metrics,
+    read_predictions,
+    read_results,
+    write_config,
+    write_metrics,
+    write_predictions,
+    write_results,
+)
 from fastcifar.results.report import build_report
-from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint, seal
-from fastcifar.training.record import read_last
+from fastcifar.training.checkpoint import load_checkpoint, read_last, save_checkpoint, seal
 
 Item = TypeVar("Item")
 Rng = np.random.Generator
@@ -48,9 +64,28 @@ NESTED: list[Any] = []
 for _ in range(300):
     NESTED = [NESTED]
 ODD_VALUES: tuple[Any, ...] = (
-    None, True, False, 0, 1, 10, -1, 1.0, 1e308, 10**400, float("nan"), float("inf"), "", "1", "00" * 40, "\ud800", [],
-    [1], {}, {"format": 1}, NESTED,
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    10,
+    -1,
+    1.0,
+    1e308,
+    10**400,
+    float("nan"),
+    float("inf"),
+    "",
+    "1",
+    "00" * 40,
+    "\ud800",
+    [],
+    [1],
+    {},
+    {"format": 1},
+    NESTED,
+)
 
 
 def many(quick: int, slow: int) -> pytest.MarkDecorator:
@@ -59,9 +94,14 @@ def many(quick: int, slow: int) -> pytest.MarkDecorator:
 
 
 def check_damages(
-    path: Path, num_damages: int, damage: Callable[[Rng], Damaged], read: Callable[[], Item],
-    is_right: Callable[[Item], bool], remedy: str = "", others: Sequence[Path] = (),
-) -> None:  # fmt: skip
+    path: Path,
+    num_damages: int,
+    damage: Callable[[Rng], Damaged],
+    read: Callable[[], Item],
+    is_right: Callable[[Item], bool],
+    remedy: str = "",
+    others: Sequence[Path] = (),
+) -> None:
     """Damage a file again and again: an error names it (or one of the others) and the remedy, or content is right."""
     refused, harmless, broken = Counter[str](), Counter[str](), []
     for seed in range(num_damages):
@@ -134,6 +174,7 @@ def damage_bytes(
 
 def damage_tree(rng: Rng, tree: Any, odd_values: Sequence[Any] = ODD_VALUES) -> tuple[str, Any]:
     """Damage nested dicts and lists in one place."""
+
     def places(node: Any) -> Iterator[tuple[Any, Any]]:
         for key in list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ():
             yield node, key
@@ -166,7 +207,7 @@ def are_same(a: Any, b: Any) -> bool:
         return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*bits)
     if isinstance(a, np.ndarray):
         return bool(a.dtype == b.dtype and np.array_equal(a, b))
-    if isinstance(a, Split | runs.Predictions):
+    if isinstance(a, Split | Predictions):
         return are_same(vars(a), vars(b))
     if isinstance(a, dict):
         return list(a) == list(b) and all(are_same(a[key], b[key]) for key in a)
@@ -190,8 +231,16 @@ def test_beton_files(tiny_data: Path, split: SplitName, num_damages: int) -> Non
     num_images = NUM_TRAIN if split == "train" else NUM_TEST // 2
     samples = 24 + 2 * 1041  # after the header and two fields' descriptors
     samples_end, pixels_end = samples + num_images * 24, PAGE + num_images * 3072
-    parts = [(0, 24), (24, samples), (samples, samples_end), (samples_end, PAGE), (PAGE, pixels_end),
-             (pixels_end, 2 * PAGE), (2 * PAGE, len(content)), (0, len(content))]  # fmt: skip
+    parts = [
+        (0, 24),
+        (24, samples),
+        (samples, samples_end),
+        (samples_end, PAGE),
+        (PAGE, pixels_end),
+        (pixels_end, 2 * PAGE),
+        (2 * PAGE, len(content)),
+        (0, len(content)),
+    ]
     foreign = [b"", b"text", containers.png(TEST_IMAGES[0]), gzip.compress(b"text")]
     foreign += [beton_path(tiny_data, other).read_bytes() for other in SPLITS if other != split]
 
@@ -200,9 +249,13 @@ def test_beton_files(tiny_data: Path, split: SplitName, num_damages: int) -> Non
 
     check_damages(path, num_damages, damage, read, lambda found: are_same(found, original), PREPARE_AGAIN)
     check_damages(
-        path, num_damages, damage, lambda: beton.parse(np.fromfile(path, np.uint8), path, num_images), is_well_formed,
+        path,
+        num_damages,
+        damage,
+        lambda: beton.parse(np.fromfile(path, np.uint8), path, num_images),
+        is_well_formed,
         PREPARE_AGAIN,
-    )  # fmt: skip
+    )
 
 
 @many(80, 800)
@@ -230,9 +283,7 @@ def test_manifests(tiny_data: Path, num_damages: int) -> None:
         return kind, json.dumps(tree).encode()
 
     beton_files = [beton_path(tiny_data, split) for split in SPLITS]
-    check_damages(
-        path, num_damages, damage, read, lambda found: are_same(found, original), PREPARE_AGAIN, beton_files
-    )
+    check_damages(path, num_damages, damage, read, lambda found: are_same(found, original), PREPARE_AGAIN, beton_files)
 
 
 class Call:
@@ -245,8 +296,12 @@ class Call:
         return self.call
 
 
-CALLS = [Call(os.system, "touch called"), Call(exec, "open('called', 'w')"), Call(open, "called", "w"),
-         Call(bytearray, 1 << 30)]  # fmt: skip
+CALLS = [
+    Call(os.system, "touch called"),
+    Call(exec, "open('called', 'w')"),
+    Call(open, "called", "w"),
+    Call(bytearray, 1 << 30),
+]
 
 
 def damage_archive(rng: Rng, content: bytes) -> Damaged:
@@ -272,7 +327,7 @@ def damage_archive(rng: Rng, content: bytes) -> Damaged:
     return kind, seal(out.getvalue()) if kind in ("compressed", "call") else out.getvalue()
 
 
-METRICS = [dict.fromkeys(runs.METRICS_KEYS, 0.25 + epoch) | {"epoch": epoch} for epoch in range(3)]
+METRICS = [dict.fromkeys(METRICS_KEYS, 0.25 + epoch) | {"epoch": epoch} for epoch in range(3)]
 
 
 @many(100, 1500)
@@ -298,16 +353,16 @@ def test_checkpoints(tmp_path: Path, num_damages: int, monkeypatch: pytest.Monke
 
 
 def is_sound_last(content: dict[str, Any]) -> bool:
-    """Whether each field that `read_last` checks is as `Record` writes it."""
+    """Whether each field that `read_last` checks is as `Checkpointer` writes it."""
     metrics, best = content.get("metrics"), content.get("best")
     if not (isinstance(metrics, list) and isinstance(best, dict) and all(isinstance(line, dict) for line in metrics)):
         return False
     accuracy = type(best.get("val_accuracy")) in (int, float)
     return (
-        are_same(content.get("data"), dict(cifar10.CONTENT.digests))
+        are_same(content.get("data"), dict(cifar10.SPEC.digests))
         and [type(content.get(key)) for key in ("num_epochs", "seconds", "data_dir")] == [int, float, str]
         and content["num_epochs"] == len(metrics)
-        and all(type(line.get(key)) in (int, float) for line in metrics for key in runs.METRICS_KEYS)
+        and all(type(line.get(key)) in (int, float) for line in metrics for key in METRICS_KEYS)
         and [line["epoch"] for line in metrics] == list(range(len(metrics)))
         and set(best) == ({"epoch", "val_accuracy", "model"} if metrics else set())
         and (not best or (type(best["epoch"]) is int and accuracy and isinstance(best["model"], dict)))
@@ -319,12 +374,19 @@ def is_sound_last(content: dict[str, Any]) -> bool:
 def test_fields_of_a_last_checkpoint(tmp_path: Path, num_epochs: int, num_damages: int) -> None:
     model = {"w": torch.arange(4.0)}
     last: dict[str, Any] = {
-        "format": 2, "model": model, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
-        "scheduler": {"last_epoch": num_epochs}, "settings": {"epochs": 5}, "data": dict(cifar10.CONTENT.digests),
-        "normalisation": {"mean": [0.5], "std": [0.5]}, "data_dir": "/data", "num_epochs": num_epochs,
-        "metrics": METRICS[:num_epochs], "seconds": 1.5,
+        "format": 2,
+        "model": model,
+        "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]},
+        "scheduler": {"last_epoch": num_epochs},
+        "settings": {"epochs": 5},
+        "data": dict(cifar10.SPEC.digests),
+        "normalisation": {"mean": [0.5], "std": [0.5]},
+        "data_dir": "/data",
+        "num_epochs": num_epochs,
+        "metrics": METRICS[:num_epochs],
+        "seconds": 1.5,
         "best": {"epoch": 2, "val_accuracy": 2.25, "model": model} if num_epochs else {},
-    }  # fmt: skip
+    }
     odd_values = [*ODD_VALUES, torch.tensor(3), torch.zeros(2), model, METRICS, METRICS[:1]]
     path = tmp_path / "last.pt"
     save_checkpoint(path, last)
@@ -340,14 +402,21 @@ def test_fields_of_a_last_checkpoint(tmp_path: Path, num_epochs: int, num_damage
     check_damages(path, num_damages, damage, lambda: read_last(tmp_path), is_sound_last)
 
 
-PREDICTIONS = runs.Predictions(TEST_IMAGES, TEST_LABELS, np.linspace(-3, 3, NUM_TEST * 10, dtype="f4").reshape(-1, 10))
-CONFIG = {"recipe": "sgd92", "epochs": 70, "seed": 42, "precision": "bf16", "device_name": "x", "train_images": 50_000}
+PREDICTIONS = Predictions(TEST_IMAGES, TEST_LABELS, np.linspace(-3, 3, NUM_TEST * 10, dtype="f4").reshape(-1, 10))
+CONFIG = {
+    "recipe": "sgd92",
+    "epochs": 70,
+    "seed": 42,
+    "precision": "bf16",
+    "device_name": "x",
+    "num_train_images": 50_000,
+}
 
 
 @many(100, 1500)
 def test_metrics(tmp_path: Path, num_damages: int) -> None:
-    runs.write_metrics(tmp_path, METRICS)
-    content = (tmp_path / runs.METRICS).read_bytes()
+    write_metrics(tmp_path, METRICS)
+    content = (tmp_path / METRICS_FILE).read_bytes()
 
     def damage(rng: Rng) -> Damaged:
         if rng.random() < 0.5:
@@ -357,37 +426,43 @@ def test_metrics(tmp_path: Path, num_damages: int) -> None:
 
     def is_right(found: list[dict[str, float]]) -> bool:
         formats = [[(key, type(value)) for key, value in line.items()] for line in found]
-        return formats == [[(key, float) for key in runs.METRICS_KEYS]] * len(found)
+        return formats == [[(key, float) for key in METRICS_KEYS]] * len(found)
 
-    check_damages(tmp_path / runs.METRICS, num_damages, damage, lambda: runs.read_metrics(tmp_path), is_right)
+    check_damages(tmp_path / METRICS_FILE, num_damages, damage, lambda: read_metrics(tmp_path), is_right)
 
 
 @many(100, 1500)
 def test_configurations(tmp_path: Path, num_damages: int) -> None:
-    runs.write_config(tmp_path, CONFIG)
-    content = (tmp_path / runs.CONFIG).read_bytes()
+    write_config(tmp_path, CONFIG)
+    content = (tmp_path / CONFIG_FILE).read_bytes()
     check_damages(
-        tmp_path / runs.CONFIG, num_damages, lambda rng: damage_bytes(rng, content), lambda: runs.read_config(tmp_path),
-        lambda found: all(type(found[key]) is kind for key, kind in runs.CONFIG_TYPES.items()),
-    )  # fmt: skip
+        tmp_path / CONFIG_FILE,
+        num_damages,
+        lambda rng: damage_bytes(rng, content),
+        lambda: read_config(tmp_path),
+        lambda found: all(type(found[key]) is kind for key, kind in CONFIG_TYPES.items()),
+    )
 
 
 @many(100, 1500)
 def test_predictions(tmp_path: Path, num_damages: int) -> None:
-    runs.write_predictions(tmp_path, PREDICTIONS)
-    content = (tmp_path / runs.PREDICTIONS).read_bytes()
+    write_predictions(tmp_path, PREDICTIONS)
+    content = (tmp_path / PREDICTIONS_FILE).read_bytes()
     check_damages(
-        tmp_path / runs.PREDICTIONS, num_damages, lambda rng: damage_bytes(rng, content),
-        lambda: runs.read_predictions(tmp_path), lambda found: are_same(found, PREDICTIONS),
-    )  # fmt: skip
+        tmp_path / PREDICTIONS_FILE,
+        num_damages,
+        lambda rng: damage_bytes(rng, content),
+        lambda: read_predictions(tmp_path),
+        lambda found: are_same(found, PREDICTIONS),
+    )
 
 
 @many(100, 1500)
 def test_results(tmp_path: Path, num_damages: int) -> None:
     row: dict[str, Any] = {"epoch": 2, "val_accuracy": 0.5, "test_accuracy": 0.5, "test_accuracy_augmented": 0.25}
     results = {"best": row, "last": {**row}, "num_test_images": 5000, "img_per_s": 100.5, "seconds": 9.0}
-    path = tmp_path / runs.RESULTS
-    runs.write_results(tmp_path, results)
+    path = tmp_path / RESULTS_FILE
+    write_results(tmp_path, results)
     content = path.read_bytes()
 
     def damage(rng: Rng) -> Damaged:
@@ -397,23 +472,23 @@ def test_results(tmp_path: Path, num_damages: int) -> None:
         return kind, json.dumps(tree).encode()
 
     def is_right(found: dict[str, Any]) -> bool:
-        rates = [found[name][key] for name in ("best", "last") for key in runs.RESULTS_KEYS[1:]]
+        rates = [found[name][key] for name in ("best", "last") for key in RESULTS_KEYS[1:]]
         return all(0 <= rate <= 1 for rate in rates) and found["num_test_images"] > 0 and abs(found["img_per_s"]) >= 0
 
-    check_damages(path, num_damages, damage, lambda: runs.read_results(tmp_path), is_right)
+    check_damages(path, num_damages, damage, lambda: read_results(tmp_path), is_right)
 
 
-@pytest.mark.parametrize("name", [runs.CONFIG, runs.METRICS])
+@pytest.mark.parametrize("name", [CONFIG_FILE, METRICS_FILE])
 @many(20, 300)
 def test_reports(tmp_path: Path, name: str, num_damages: int) -> None:
     """Whatever passes as a run's configuration and metrics can be drawn and reported."""
     run_dir = write_run(tmp_path / "run", METRICS, epochs=9)
     path = run_dir / name
-    tree = json.loads(path.read_text()) if name == runs.CONFIG else METRICS
+    tree = json.loads(path.read_text()) if name == CONFIG_FILE else METRICS
 
     def damage(rng: Rng) -> Damaged:
         kind, damaged = damage_tree(rng, tree)
-        lines = [damaged] if name == runs.CONFIG else damaged
+        lines = [damaged] if name == CONFIG_FILE else damaged
         return kind, "".join(json.dumps(line) + "\n" for line in lines).encode()
 
     check_damages(path, num_damages, damage, lambda: build_report([run_dir]), lambda page: page.endswith("</html>\n"))

@@ -16,17 +16,34 @@ from support.command_line import PROGRAMS, PYTHONPATH
 from support.containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
 from support.training_runs import assert_same_run
 
-from fastcifar.distributed import ALONE, World, joined, read_world
+from fastcifar.distributed import ALONE, World, init_distributed, world_from_env
 from fastcifar.errors import FastcifarError
-from fastcifar.pipeline.augment import build_geometry, draw_order, draw_params, gather_augmented
+from fastcifar.kernels.gather import gather_augmented
+from fastcifar.pipeline.augment import affine_coeffs, draw_order, sample_augmentation
 from fastcifar.pipeline.loader import EpochPlanner, Loader, ResidentLoader, StreamedLoader
 from fastcifar.recipes import get_recipe
-from fastcifar.results import run_dir as runs
+from fastcifar.results.records import read_config, read_metrics
+from fastcifar.training.device import resolve_device
 from fastcifar.training.run import resume_training
-from fastcifar.training.settings import resolve_device, resolve_settings, restore_settings
+from fastcifar.training.settings import resolve_settings, restore_settings
 
-TRAIN = ["train", "--recipe", "sgd92", "--data", "data", "--epochs", "3", "--batch-size", "6", "--device", "cpu",
-         "--precision", "fp32", "--eval-images", "7"]  # fmt: skip
+TRAIN = [
+    "train",
+    "--recipe",
+    "sgd92",
+    "--data",
+    "data",
+    "--epochs",
+    "3",
+    "--batch-size",
+    "6",
+    "--device",
+    "cpu",
+    "--precision",
+    "fp32",
+    "--eval-images",
+    "7",
+]
 
 
 def be_rank(monkeypatch: pytest.MonkeyPatch, rank: int, size: int, **more: Any) -> None:
@@ -74,13 +91,13 @@ def test_every_world_visits_the_same_images_with_the_same_draws(size: int) -> No
         return EpochPlanner(indices, 12, seed=42, padding=4, max_angle_deg=15, world=world).plan(5)
 
     order = draw_order(42, 5, indices)[:36]
-    geometry = build_geometry(draw_params(42, 5, order, padding=4, max_angle_deg=15))
+    coeffs = affine_coeffs(sample_augmentation(42, 5, order, padding=4, max_angle_deg=15))
     plans = [plan(World(rank=rank, size=size)) for rank in range(size)]
     share = 12 // size
     for step in range(3):
         mine, batch = slice(step * share, (step + 1) * share), slice(step * 12, (step + 1) * 12)
         assert torch.equal(torch.cat([positions[mine] for positions, _ in plans]), order[batch])
-        assert torch.equal(torch.cat([rows[mine] for _, rows in plans]), geometry[batch])
+        assert torch.equal(torch.cat([rows[mine] for _, rows in plans]), coeffs[batch])
 
 
 @pytest.mark.parametrize("kind", ["resident", "streamed"])
@@ -91,12 +108,12 @@ def test_loaders_give_a_ranks_share(kind: str, tiny_data: Path) -> None:
     if kind == "streamed":
         loader = StreamedLoader(tiny_data / "train.beton", indices, planner, torch.device("cpu"), num_workers=1)
     order = draw_order(42, 1, indices)
-    geometry = build_geometry(draw_params(42, 1, order, padding=4, max_angle_deg=15))
+    coeffs = affine_coeffs(sample_augmentation(42, 1, order, padding=4, max_angle_deg=15))
     found = list(loader.epoch(1))
     assert loader.num_steps == len(found) == 3
     for step, (share, share_labels) in enumerate(found):
         mine = slice(step * 12 + 8, step * 12 + 12)
-        assert torch.equal(share, gather_augmented(images, order[mine], geometry[mine]))
+        assert torch.equal(share, gather_augmented(images, order[mine], coeffs[mine]))
         assert torch.equal(share_labels, labels.long()[order[mine]])
 
 
@@ -110,13 +127,13 @@ def test_two_nodes_train_a_run(tiny_data: Path, tmp_path: Path) -> None:
     nodes = [torchrun(1, *command, cwd=tmp_path, options=options) for _ in range(2)]
     outputs = [finish(node) for node in nodes]
     assert sorted(output.count("epoch 3/3") for output in outputs) == [0, 1]  # one rank speaks
-    config = runs.read_config(tmp_path / "two-nodes")
+    config = read_config(tmp_path / "two-nodes")
     assert (config["world_size"], config["global_batch_size"], config["device"]) == (2, 6, "cpu")
 
     command = [script("dying_rank"), *TRAIN, "--out", "restarted"]
     output = finish(torchrun(2, *command, cwd=tmp_path, options=("--standalone", "--max-restarts", "1")))
     assert "failed (exitcode: -9) local_rank: 1" in output
-    assert len(runs.read_config(tmp_path / "restarted")["resumed"]) == 1
+    assert len(read_config(tmp_path / "restarted")["resumed"]) == 1
     assert_same_run(tmp_path / "restarted", tmp_path / "two-nodes")
 
 
@@ -128,7 +145,7 @@ def test_a_dead_rank_ends_the_job_which_goes_on_with_any_number(tiny_data: Path,
     assert seconds < 20, output
     assert "rank      : 1 (local_rank: 1)" in output
     assert "1 finished epochs are saved in run; go on with `fastcifar train --resume run`" in output
-    before = runs.read_metrics(tmp_path / "run")
+    before = read_metrics(tmp_path / "run")
     assert len(before) == 1
 
     shutil.copytree(tmp_path / "run", tmp_path / "on-3")
@@ -137,18 +154,18 @@ def test_a_dead_rank_ends_the_job_which_goes_on_with_any_number(tiny_data: Path,
     settings, _ = resume_training(tmp_path / "run")
     assert (settings.world_size, settings.num_threads) == (1, torch.get_num_threads())
     for run_dir in (tmp_path / "run", tmp_path / "on-3"):
-        metrics = runs.read_metrics(run_dir)
+        metrics = read_metrics(run_dir)
         assert metrics[:1] == before
         assert [line["epoch"] for line in metrics] == [0, 1, 2]
         assert json.loads((run_dir / "results.json").read_text())["last"]["epoch"] == 2
-    assert runs.read_config(tmp_path / "on-3")["world_size"] == 3
+    assert read_config(tmp_path / "on-3")["world_size"] == 3
 
 
 def test_a_process_without_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert read_world() == ALONE
+    assert world_from_env() == ALONE
     be_rank(monkeypatch, 0, 1)
-    with joined() as world:
+    with init_distributed() as world:
         assert world == ALONE
         assert world.broadcast("mine") == "mine"
         assert not torch.distributed.is_initialized()
@@ -156,16 +173,16 @@ def test_a_process_without_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_rank_knows_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
     be_rank(monkeypatch, 5, 8, LOCAL_RANK=1, LOCAL_WORLD_SIZE=4, TORCHELASTIC_RESTART_COUNT=2)
-    assert read_world() == World(rank=5, size=8, local_rank=1, local_size=4, num_restarts=2)
+    assert world_from_env() == World(rank=5, size=8, local_rank=1, local_size=4, num_restarts=2)
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert read_world() == World(num_restarts=2)
+    assert world_from_env() == World(num_restarts=2)
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.delenv("LOCAL_RANK")
     with pytest.raises(FastcifarError, match="WORLD_SIZE is set, but LOCAL_RANK is not: start through torchrun"):
-        read_world()
+        world_from_env()
     monkeypatch.setenv("RANK", "first")
     with pytest.raises(FastcifarError, match="WORLD_SIZE is set, but RANK is first: start through torchrun"):
-        read_world()
+        world_from_env()
 
 
 def test_the_batch_size_is_that_of_all_ranks_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,6 +226,6 @@ def test_nobody_to_join_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     be_rank(monkeypatch, 1, 2, MASTER_ADDR="127.0.0.1", MASTER_PORT="no-port")
     with (
         pytest.raises(FastcifarError, match=r"^rank 1 of 2 cannot join the others at 127\.0\.0\.1:no-port: .*$"),
-        joined(),
+        init_distributed(),
     ):
         pass

@@ -33,8 +33,12 @@ def test_each_check_can_fail(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -
     (tiny_data / "test.beton").write_bytes(b"")
     checks = found(tiny_data)
     assert [name for name, check in checks.items() if not check.is_sound] == [
-        "torch", "compiler", "FFCV", "memory", "data"
-    ]  # fmt: skip
+        "torch",
+        "compiler",
+        "FFCV",
+        "memory",
+        "data",
+    ]
     assert checks["FFCV"].found == "cannot be imported (libturbojpeg.so.0: cannot open shared object file)"
     assert checks["data"].found == f"{tiny_data}/test.beton is damaged (it ends too early)"
     assert checks["data"].remedy == f"make it anew with `fastcifar prepare --force --out {tiny_data}`"
@@ -57,7 +61,10 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(doctor, "examine", lambda data_dir: iter(checks))
     code, out, err = call(monkeypatch, capsys, "doctor")
     assert (code, err) == (2, "")
-    assert out.splitlines() == ["ok       CPU       two of them", "problem  data      none [here]",
-                                "                   make some"]  # fmt: skip
+    assert out.splitlines() == [
+        "ok       CPU       two of them",
+        "problem  data      none [here]",
+        "                   make some",
+    ]
     monkeypatch.setattr(doctor, "examine", lambda data_dir: iter(checks[:1]))
     assert call(monkeypatch, capsys, "doctor") == (0, "ok       CPU       two of them\n", "")

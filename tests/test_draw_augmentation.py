@@ -10,12 +10,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
 
 import draw_augmentation
 
-from fastcifar.pipeline.augment import draw_params
+from fastcifar.pipeline.augment import sample_augmentation
 
 
 def test_the_difference_is_black_and_the_images_are_not() -> None:
     images = TEST_IMAGES[:3]
-    figure = draw_augmentation.draw(images, draw_params(42, 0, torch.arange(50_000, 50_003)))
+    figure = draw_augmentation.draw(images, sample_augmentation(42, 0, torch.arange(50_000, 50_003)))
     rows = [[np.asarray(axes.images[0].get_array()) for axes in figure.axes[i : i + 3]] for i in range(0, 12, 3)]
     np.testing.assert_array_equal(rows[0], images)
     np.testing.assert_array_equal(rows[1], rows[2])

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcifar.pipeline.augment import build_geometry, crop_flip_rotate, draw_params, normalise
+from fastcifar.kernels.gather import normalise
+from fastcifar.pipeline.augment import affine_coeffs, crop_flip_rotate, sample_augmentation
 from fastcifar.training.evaluate import compute_logits, loss_and_accuracy
 from fastcifar.training.model import build_model
 
@@ -40,10 +41,8 @@ def test_every_image_counts_once(num_images: int, batch_sizes: list[int]) -> Non
 
 def test_geometry_augments() -> None:
     images = torch.randint(0, 256, (30, 32, 32, 3), dtype=torch.uint8)
-    params = draw_params(42, 0, torch.arange(50_000, 50_030))
-    logits = compute_logits(
-        Recorder(), images, mean=HALF, std=HALF, precision="fp32", geometry=build_geometry(params)
-    )
+    params = sample_augmentation(42, 0, torch.arange(50_000, 50_030))
+    logits = compute_logits(Recorder(), images, mean=HALF, std=HALF, precision="fp32", coeffs=affine_coeffs(params))
     assert torch.equal(logits, logits_of(crop_flip_rotate(images, params)))
 
 
@@ -52,11 +51,11 @@ def test_geometry_augments() -> None:
 )
 def test_compiled_logits_equal_eager_ones(device: str) -> None:
     images = torch.randint(0, 256, (30, 32, 32, 3), dtype=torch.uint8, device=device)
-    geometry, half = build_geometry(draw_params(42, 0, torch.arange(30, device=device))), HALF.to(device)
+    coeffs, half = affine_coeffs(sample_augmentation(42, 0, torch.arange(30, device=device))), HALF.to(device)
     for seed in (0, 1):
         model = build_model(seed).to(device)
         eager, compiled = (
-            compute_logits(model, images, mean=half, std=half, precision="fp32", geometry=geometry, compile=compile)
+            compute_logits(model, images, mean=half, std=half, precision="fp32", coeffs=coeffs, compile=compile)
             for compile in (False, True)  # noqa: A001
         )
         torch.testing.assert_close(compiled, eager, rtol=5e-3, atol=5e-3)  # CUDA's convolutions may use TF32

@@ -14,16 +14,28 @@ from baselines import CONTENDERS  # noqa: E402
 
 
 def run(out: Path, data: Path, *arguments: str) -> str:
-    tiny = ["--device", "cpu", "--data", str(data), "--images", "40", "--batch-sizes", "8", "--rounds", "1",
-            "--epochs", "1", "--seeds", "2"]  # fmt: skip
+    tiny = [
+        "--device",
+        "cpu",
+        "--data",
+        str(data),
+        "--images",
+        "40",
+        "--batch-sizes",
+        "8",
+        "--rounds",
+        "1",
+        "--epochs",
+        "1",
+        "--seeds",
+        "2",
+    ]
     result = CliRunner().invoke(gpu_report.main, ["--out", str(out), *tiny, *arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return result.output
 
 
-def test_all_stages_on_a_cpu_with_tiny_sizes(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_stages_on_a_cpu_with_tiny_sizes(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(throughput, "_TIMED_STEPS", 1)
     few = {name: CONTENDERS[name] for name in ("published", "fastcifar resident")}
     monkeypatch.setattr(throughput, "CONTENDERS", few)  # test_benchmarks.py has all of them

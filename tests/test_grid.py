@@ -16,8 +16,11 @@ from fastcifar.errors import FastcifarError
 from fastcifar.inference.grid import check_grid, draw_grid, write_grid
 from fastcifar.results.style import BLUE
 
-TOP = [{"class": "automobile", "probability": 0.5}, {"class": "cat", "probability": 0.3},
-       {"class": "deer", "probability": 0.125}]  # fmt: skip
+TOP = [
+    {"class": "automobile", "probability": 0.5},
+    {"class": "cat", "probability": 0.3},
+    {"class": "deer", "probability": 0.125},
+]
 NAMES = ["folder/cat.jpg", "new\nline $x^2$.png", "a" * 40 + "b" * 40 + ".png"]
 
 
@@ -72,9 +75,9 @@ def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.touch()
     for name in ("out.gif", "out", ".png"):
-        with pytest.raises(FastcifarError, match=rf"--picture must end in \.png or \.svg, not '{re.escape(name)}'"):
+        with pytest.raises(FastcifarError, match=rf"picture must end in \.png or \.svg, not '{re.escape(name)}'"):
             check_grid(Path(name), [path])
-    with pytest.raises(FastcifarError, match="--picture shows at most 40 pictures, not 41: name fewer"):
+    with pytest.raises(FastcifarError, match="picture shows at most 40 pictures, not 41: name fewer"):
         check_grid(tmp_path / "out.png", [path] * 41)
     with pytest.raises(FastcifarError, match=r"would replace .*x\.png, which is to be classified: give another name"):
         check_grid(tmp_path / ".." / tmp_path.name / "x.png", [tmp_path / "none.png", path])

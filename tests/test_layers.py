@@ -9,8 +9,7 @@ PACKAGE = Path(fastcifar.__file__).parent
 LAYERS = [  # from the top; each is a sub-package or a module of its own
     "__main__",
     "cli",
-    "console",
-    "printing",
+    "terminal",
     "doctor",
     "inference",
     "training",

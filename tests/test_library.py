@@ -22,16 +22,25 @@ PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
 def test_the_names_are_those_of_their_modules() -> None:
     homes = {name: getattr(fastcifar, name) for name in fastcifar.__all__}
     assert {name: value.__module__ for name, value in homes.items() if name != "RECIPES"} == {
-        "Classifier": "fastcifar.inference.classifier", "FastcifarError": "fastcifar.errors",
-        "Interrupted": "fastcifar.errors", "Observer": "fastcifar.training.callbacks", "Recipe": "fastcifar.recipes",
-        "ResNet18": "fastcifar.training.model", "Settings": "fastcifar.training.settings",
-        "evaluate_split": "fastcifar.inference.classifier", "list_runs": "fastcifar.results.run_list",
-        "load_classifier": "fastcifar.inference.classifier", "predict_pictures": "fastcifar.inference.classifier",
-        "prepare_data": "fastcifar.data.prepare", "resolve_settings": "fastcifar.training.settings",
-        "resume_training": "fastcifar.training.run", "train_model": "fastcifar.training.run",
-        "verify_data": "fastcifar.data.prepare",
-        "write_charts": "fastcifar.results.charts", "write_report": "fastcifar.results.report",
-    }  # fmt: skip
+        "Classifier": "fastcifar.inference.classifier",
+        "FastcifarError": "fastcifar.errors",
+        "Interrupted": "fastcifar.errors",
+        "Callback": "fastcifar.training.callbacks",
+        "Recipe": "fastcifar.recipes",
+        "ResNet18": "fastcifar.training.model",
+        "Settings": "fastcifar.training.settings",
+        "evaluate_split": "fastcifar.inference.classifier",
+        "list_runs": "fastcifar.results.run_dir",
+        "load_classifier": "fastcifar.inference.classifier",
+        "predict_pictures": "fastcifar.inference.classifier",
+        "prepare_data": "fastcifar.data.prepare",
+        "resolve_settings": "fastcifar.training.settings",
+        "resume_training": "fastcifar.training.run",
+        "train_model": "fastcifar.training.run",
+        "verify_data": "fastcifar.data.folder",
+        "write_charts": "fastcifar.results.charts",
+        "write_report": "fastcifar.results.report",
+    }
     assert list(fastcifar.RECIPES) == ["sgd92", "adam89"]
     assert all(value.__doc__ for value in homes.values())
     assert set(fastcifar.__all__) <= set(dir(fastcifar))
@@ -44,13 +53,17 @@ def test_another_name_is_an_error() -> None:
 
 def test_importing_it_imports_nothing_until_a_name_is_used() -> None:
     script = (
-        "import sys, fastcifar; from fastcifar import RECIPES, FastcifarError, Observer; dir(fastcifar)\n"
+        "import sys, fastcifar; from fastcifar import RECIPES, FastcifarError, Callback; dir(fastcifar)\n"
         "print(*sorted(name for name in sys.modules if name.startswith('fastcifar.')))\n"
         "print(*{'torch', 'numpy', 'matplotlib', 'PIL', 'ffcv'} & set(sys.modules))\n"
         "fastcifar.train_model; print('torch' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, check=True, capture_output=True, text=True)
-    assert run.stdout.splitlines() == ["fastcifar.errors fastcifar.training.callbacks fastcifar.recipes", "", "True"]
+    assert run.stdout.splitlines() == [
+        "fastcifar.errors fastcifar.recipes fastcifar.training fastcifar.training.callbacks",
+        "",
+        "True",
+    ]
 
 
 def types_are_seen_through_the_package(data: Path) -> None:
@@ -67,9 +80,9 @@ def test_the_readmes_example_runs(
 ) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (example,) = (block for block in blocks if "train_model" in block)
-    chosen = "epochs=3, train_images=4096, eval_images=1000"
+    chosen = "epochs=3, num_train_images=4096, num_eval_images=1000"
     assert example.count(chosen) == 1
-    example = example.replace(chosen, "epochs=1, train_images=40, eval_images=10, global_batch_size=8")
+    example = example.replace(chosen, "epochs=1, num_train_images=40, num_eval_images=10, global_batch_size=8")
     monkeypatch.chdir(tmp_path)
     assert tiny_data == Path("data").absolute()
     names: dict[str, Any] = {}
@@ -95,9 +108,12 @@ def test_the_pages_recipe_is_a_diff_that_applies(tmp_path: Path) -> None:
     recipes = module["RECIPES"]
     assert list(recipes) == ["sgd92", "adam89", "sgd-upright"]
     expected = asdict(fastcifar.RECIPES["sgd92"]) | {
-        "name": "sgd-upright", "published_accuracy": None, "max_angle_deg": 0.0,
-        "mean": (0.4914, 0.4822, 0.4465), "std": (0.2470, 0.2435, 0.2616),
-    }  # fmt: skip
+        "name": "sgd-upright",
+        "published_accuracy": None,
+        "max_angle_deg": 0.0,
+        "mean": (0.4914, 0.4822, 0.4465),
+        "std": (0.2470, 0.2435, 0.2616),
+    }
     assert asdict(recipes["sgd-upright"]) == expected
 
 

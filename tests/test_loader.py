@@ -10,7 +10,7 @@ from support.containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
 from fastcifar.data.beton import write_beton
 from fastcifar.errors import FastcifarError
 from fastcifar.pipeline import ffcv_reader as ffcv_stream
-from fastcifar.pipeline.augment import choose_subset, crop_flip_rotate, draw_order, draw_params
+from fastcifar.pipeline.augment import choose_subset, crop_flip_rotate, draw_order, sample_augmentation
 from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader, StreamedLoader
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def test_an_epoch_is_the_drawn_order_and_augmentation() -> None:
     batches = list(loader.epoch(3))
     assert len(batches) == loader.num_steps == 5
     assert torch.equal(torch.cat([labels for _, labels in batches]), LABELS[order])
-    expected = crop_flip_rotate(IMAGES[order], draw_params(42, 3, order))
+    expected = crop_flip_rotate(IMAGES[order], sample_augmentation(42, 3, order))
     assert torch.equal(torch.cat([images for images, _ in batches]), expected)
 
 

@@ -12,7 +12,8 @@ from support.containers import NUM_TRAIN, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES
 from fastcifar.data import beton, cifar10
 from fastcifar.data import prepare as prepare_module
 from fastcifar.data.containers import Dataset
-from fastcifar.data.prepare import is_untouched, load_train, load_val_and_test, prepare_data, verify_data
+from fastcifar.data.folder import is_untouched, load_train, load_val_and_test, verify_data
+from fastcifar.data.prepare import prepare_data
 from fastcifar.errors import FastcifarError
 
 FILES = {"train.beton", "val.beton", "test.beton", "manifest.json"}
@@ -52,7 +53,7 @@ def test_force_writes_the_same_bytes_anew(tiny_data: Path, tmp_path: Path) -> No
     assert {name: (tiny_data / name).read_bytes() for name in before} == before
     manifest = json.loads((tiny_data / "manifest.json").read_text())
     assert manifest["source"]
-    assert manifest["splits"]["train"]["content_sha256"] == cifar10.CONTENT.digests["train"]
+    assert manifest["splits"]["train"]["content_sha256"] == cifar10.SPEC.digests["train"]
 
 
 def test_a_failure_half_way_leaves_nothing_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,9 +188,19 @@ def edit(manifest: dict[str, Any], name: str) -> Any:
 
 @pytest.mark.parametrize(
     "name",
-    ["not a mapping", "digest", "no file hash", "count", "split", "format", "mask is no text", "mask is no hexadecimal",
-     "mask is short", "mask is empty"],
-)  # fmt: skip
+    [
+        "not a mapping",
+        "digest",
+        "no file hash",
+        "count",
+        "split",
+        "format",
+        "mask is no text",
+        "mask is no hexadecimal",
+        "mask is short",
+        "mask is empty",
+    ],
+)
 def test_an_edited_manifest_is_refused(tiny_data: Path, name: str) -> None:
     path = tiny_data / "manifest.json"
     path.write_text(json.dumps(edit(json.loads(path.read_text()), name)))
@@ -227,12 +238,16 @@ def test_real_data_decodes_with_stock_ffcv_to_the_published_digests(real_dataset
 
         for split in ("train", "val", "test"):
             loader = Loader(
-                str(data / f"{split}.beton"), batch_size=1000, num_workers=1, os_cache=True,
-                order=OrderOption.SEQUENTIAL, pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
-            )  # fmt: skip
+                str(data / f"{split}.beton"),
+                batch_size=1000,
+                num_workers=1,
+                os_cache=True,
+                order=OrderOption.SEQUENTIAL,
+                pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
+            )
             batches = [(images.copy(), labels[:, 0].astype(np.uint8)) for images, labels in loader]
             decoded[split] = tuple(np.concatenate(part) for part in zip(*batches, strict=True))
-    assert cifar10.content_digest(*decoded["train"]) == cifar10.CONTENT.digests["train"]
+    assert cifar10.content_digest(*decoded["train"]) == cifar10.SPEC.digests["train"]
 
     def records(images: Any, labels: Any) -> list[bytes]:
         return sorted(bytes([label]) + image.tobytes() for image, label in zip(images, labels, strict=True))

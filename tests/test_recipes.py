@@ -7,22 +7,44 @@ from fastcifar.errors import FastcifarError
 from fastcifar.recipes import RECIPES, get_recipe
 
 BOTH = {
-    "global_batch_size": 128, "padding": 4, "max_angle_deg": 15.0, "mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5),
+    "global_batch_size": 128,
+    "padding": 4,
+    "max_angle_deg": 15.0,
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
     "seed": 42,
-}  # fmt: skip
+}
 
 
 def test_recipes_are_as_published() -> None:
     assert {name: asdict(recipe) for name, recipe in RECIPES.items()} == {
-        "sgd92": BOTH | {
-            "name": "sgd92", "published_accuracy": 0.92, "epochs": 70, "optimizer": "sgd", "learning_rate": 0.1,
-            "momentum": 0.9, "weight_decay": 5e-4, "schedule": "cosine", "step_epochs": 0, "step_factor": 1.0,
+        "sgd92": BOTH
+        | {
+            "name": "sgd92",
+            "published_accuracy": 0.92,
+            "epochs": 70,
+            "optimizer": "sgd",
+            "learning_rate": 0.1,
+            "momentum": 0.9,
+            "weight_decay": 5e-4,
+            "schedule": "cosine",
+            "step_epochs": 0,
+            "step_factor": 1.0,
         },
-        "adam89": BOTH | {
-            "name": "adam89", "published_accuracy": 0.89, "epochs": 55, "optimizer": "adam", "learning_rate": 0.001,
-            "momentum": 0.0, "weight_decay": 1e-4, "schedule": "step", "step_epochs": 30, "step_factor": 0.5,
+        "adam89": BOTH
+        | {
+            "name": "adam89",
+            "published_accuracy": 0.89,
+            "epochs": 55,
+            "optimizer": "adam",
+            "learning_rate": 0.001,
+            "momentum": 0.0,
+            "weight_decay": 1e-4,
+            "schedule": "step",
+            "step_epochs": 30,
+            "step_factor": 0.5,
         },
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(("epochs", "step_epochs"), [(55, 30), (110, 60), (11, 6), (3, 2), (1, 1)])

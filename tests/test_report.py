@@ -8,9 +8,17 @@ from xml.etree import ElementTree
 import pytest
 from support.figure_parts import build_metrics, build_results, write_run
 
+from fastcifar import __version__
 from fastcifar.errors import FastcifarError
 from fastcifar.files import locked, write_json
-from fastcifar.results import run_dir as runs
+from fastcifar.results.records import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
+    read_config,
+    write_config,
+)
 from fastcifar.results.report import build_report, write_report
 
 VOID = {"meta", "img"}
@@ -76,8 +84,10 @@ class Reader(HTMLParser):
 
 
 def test_a_finished_run(tmp_path: Path) -> None:
-    metrics = [line | {"img_per_s": rate, "seconds": 30.0} for line, rate in
-               zip(build_metrics(3), (90.0, 120.0, 110.0), strict=True)]  # fmt: skip
+    metrics = [
+        line | {"img_per_s": rate, "seconds": 30.0}
+        for line, rate in zip(build_metrics(3), (90.0, 120.0, 110.0), strict=True)
+    ]
     run_dir = write_run(tmp_path / "a run", metrics, build_results(0.677, 0.648))
     content = build_report([run_dir])
     assert build_report([run_dir]) == content
@@ -103,8 +113,8 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert "3 epochs took 1 min 30 s, the whole run 1 min 15 s." in page.text
     assert "A short run: 3 of the recipe's 55 epochs, 4,096 of 50,000 training images." in page.text
     assert page.tables["Every epoch"][2] == ["2", "1.0000", "31.00%", "0.9000", "41.00%", "0.1", "120", "30.0"]
-    assert ["train_images", "4096"] in page.tables["Settings"]
-    assert ["versions fastcifar", "0.1.0"] in page.tables["Environment"]
+    assert ["num_train_images", "4096"] in page.tables["Settings"]
+    assert ["versions fastcifar", __version__] in page.tables["Environment"]
     assert [image["alt"] for image in page.images] == [
         "Loss, accuracy and learning rate over the epochs. Best validation accuracy 42.00%, epoch 3.",
         "Confusion matrix of the test images. Test accuracy 95.00%  (95% interval 76.39% to 99.11%).",
@@ -199,10 +209,30 @@ def test_seeds_are_summed_up(tmp_path: Path) -> None:
         ["learning_rate", "-", "-", "-", "0.5", "-"],
     ]
     rows = page.tables["Runs"]
-    assert rows[0] == ["run", "state", "recipe", "seed", "epochs", "best validation", "test, clean", "test, augmented",
-                       "img/s", "time"]  # fmt: skip
-    assert rows[2] == ["two", "finished", "adam89", "2", "3/3", "42.00%", "52.00% 48.90% to 55.08%",
-                       "43.00% 39.96% to 46.09%", "104", "3.0 s"]  # fmt: skip
+    assert rows[0] == [
+        "run",
+        "state",
+        "recipe",
+        "seed",
+        "epochs",
+        "best validation",
+        "test, clean",
+        "test, augmented",
+        "img/s",
+        "time",
+    ]
+    assert rows[2] == [
+        "two",
+        "finished",
+        "adam89",
+        "2",
+        "3/3",
+        "42.00%",
+        "52.00% 48.90% to 55.08%",
+        "43.00% 39.96% to 46.09%",
+        "104",
+        "3.0 s",
+    ]
     assert rows[5] == ["stopped", "stopped", "adam89", "4", "2/3", "41.00%", "", "", "100", "2.0 s"]
     assert "<title>5 runs compared</title>" in content
     assert page.images[0]["alt"].endswith("Best validation accuracy 42.00%: one.")
@@ -216,9 +246,9 @@ def test_two_equal_runs_differ_in_nothing(tmp_path: Path) -> None:
 
 def test_a_resumed_run_tells_of_its_parts(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run", build_metrics(2), build_results(0.5, 0.4))
-    config = runs.read_config(run_dir)
+    config = read_config(run_dir)
     for resumed_at in (1, 2):
-        runs.write_config(run_dir, config, resumed_at=resumed_at)
+        write_config(run_dir, config, resumed_at=resumed_at)
     page = Reader(build_report([run_dir]))
     assert "Resumed after 1 epoch in the same environment:" in page.text
     assert "Resumed after 2 epochs in the same environment:" in page.text
@@ -226,7 +256,7 @@ def test_a_resumed_run_tells_of_its_parts(tmp_path: Path) -> None:
     assert len([row for row in page.tables["Environment"] if row[0] == "cpu"]) == 1
 
 
-@pytest.mark.parametrize("name", [runs.CONFIG, runs.METRICS, runs.PREDICTIONS, runs.RESULTS])
+@pytest.mark.parametrize("name", [CONFIG_FILE, METRICS_FILE, PREDICTIONS_FILE, RESULTS_FILE])
 def test_nothing_is_written_of_a_damaged_run(tmp_path: Path, name: str) -> None:
     run_dirs = [write_run(tmp_path / folder, build_metrics(2), build_results(0.5, 0.4)) for folder in "ab"]
     (run_dirs[1] / name).write_text("{")
@@ -236,17 +266,23 @@ def test_nothing_is_written_of_a_damaged_run(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "odd", [{"environment": 3}, {"environment": None, "resumed": [1, {"num_epochs": "x"}]}, {"resumed": {}},
-            {"published_accuracy": "high"}, {"recipe": "mine"}],
-)  # fmt: skip
+    "odd",
+    [
+        {"environment": 3},
+        {"environment": None, "resumed": [1, {"num_epochs": "x"}]},
+        {"resumed": {}},
+        {"published_accuracy": "high"},
+        {"recipe": "mine"},
+    ],
+)
 def test_odd_values_that_nothing_depends_on_do_no_harm(tmp_path: Path, odd: dict[str, Any]) -> None:
     run_dir = write_run(tmp_path / "run", build_metrics(2), build_results(0.5, 0.4))
-    write_json(run_dir / runs.CONFIG, runs.read_config(run_dir) | odd)
+    write_json(run_dir / CONFIG_FILE, read_config(run_dir) | odd)
     assert Reader(build_report([run_dir])).facts["Test accuracy, clean"].startswith("50.00%")
 
 
 def test_a_date_that_is_none(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run", build_metrics(2), build_results(0.5, 0.4))
-    write_json(run_dir / runs.CONFIG, runs.read_config(run_dir) | {"begun": "yesterday"})
+    write_json(run_dir / CONFIG_FILE, read_config(run_dir) | {"begun": "yesterday"})
     with pytest.raises(FastcifarError, match=r"config\.json is damaged: it does not say when the run was begun$"):
         build_report([run_dir])

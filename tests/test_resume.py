@@ -15,7 +15,7 @@ from support.command_line import PROGRAMS, PYTHONPATH
 from support.training_runs import Listener, assert_same_run, run, tiny_settings
 
 from fastcifar.errors import FastcifarError, Interrupted
-from fastcifar.results import run_dir as runs
+from fastcifar.results.run_dir import interrupted_run_dir
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 from fastcifar.training.run import resume_training
 
@@ -27,7 +27,7 @@ def interrupt(data: Path, out: Path, at: tuple[int, int], **choices: Any) -> Non
         run(data, out, listener, **choices)
 
 
-@pytest.mark.parametrize("choices", [{"precision": "bf16", "train_images": 16}, {"loader": "streamed"}])
+@pytest.mark.parametrize("choices", [{"precision": "bf16", "num_train_images": 16}, {"loader": "streamed"}])
 def test_a_resumed_run_equals_the_one_never_stopped(tiny_data: Path, tmp_path: Path, choices: dict[str, Any]) -> None:
     run(tiny_data, tmp_path / "whole", **choices)
     out = tmp_path / "stopped"
@@ -67,9 +67,7 @@ def kill(data: Path, work_dir: Path, *arguments: str) -> list[str]:
 
 def test_killed_runs_go_on_as_if_never_stopped(tiny_data: Path, tmp_path: Path) -> None:
     lines = kill(tiny_data, tmp_path, "sync", "1", "11")
-    assert [line.split(": ")[1] for line in lines] == [
-        "begun anew, equal", "resumed after epoch 0, equal"
-    ]  # fmt: skip
+    assert [line.split(": ")[1] for line in lines] == ["begun anew, equal", "resumed after epoch 0, equal"]
 
 
 @pytest.mark.slow
@@ -148,7 +146,7 @@ def test_what_cannot_go_on_is_refused(stopped: Path, name: str) -> None:
 
 
 def test_a_run_that_is_still_going_is_refused(stopped: Path) -> None:
-    with runs.interrupted_run_dir(stopped), pytest.raises(FastcifarError, match="is still being trained by another"):
+    with interrupted_run_dir(stopped), pytest.raises(FastcifarError, match="is still being trained by another"):
         resume_training(stopped, None, Listener())
 
 

@@ -8,30 +8,56 @@ import pytest
 
 from fastcifar import __version__
 from fastcifar.errors import FastcifarError
-from fastcifar.results import run_dir as runs
+from fastcifar.results.records import (
+    Predictions,
+    read_config,
+    read_metrics,
+    read_predictions,
+    read_results,
+    write_config,
+    write_metrics,
+    write_predictions,
+    write_results,
+)
 
-LINE = {"epoch": 0, "train_loss": 2.0, "train_accuracy": 0.2, "val_loss": 1.9, "val_accuracy": 0.25, "lr": 0.1,
-        "img_per_s": 100.0, "seconds": 1.5}  # fmt: skip
-CONFIG = {"recipe": "sgd92", "epochs": 1, "seed": 42, "precision": "fp32", "device_name": "x", "train_images": 128}
+LINE = {
+    "epoch": 0,
+    "train_loss": 2.0,
+    "train_accuracy": 0.2,
+    "val_loss": 1.9,
+    "val_accuracy": 0.25,
+    "lr": 0.1,
+    "img_per_s": 100.0,
+    "seconds": 1.5,
+}
+CONFIG = {
+    "recipe": "sgd92",
+    "epochs": 1,
+    "seed": 42,
+    "precision": "fp32",
+    "device_name": "x",
+    "num_train_images": 128,
+}
 
 
-def build_predictions(num_images: int = 4) -> runs.Predictions:
-    return runs.Predictions(
-        np.zeros((num_images, 32, 32, 3), np.uint8), np.arange(num_images, dtype=np.uint8),
+def build_predictions(num_images: int = 4) -> Predictions:
+    return Predictions(
+        np.zeros((num_images, 32, 32, 3), np.uint8),
+        np.arange(num_images, dtype=np.uint8),
         np.eye(num_images, 10, dtype=np.float32),
-    )  # fmt: skip
+    )
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    runs.write_config(tmp_path, CONFIG)
-    runs.write_metrics(tmp_path, [LINE, LINE | {"epoch": 1}])
-    runs.write_predictions(tmp_path, build_predictions())
-    config = runs.read_config(tmp_path)
+    write_config(tmp_path, CONFIG)
+    write_metrics(tmp_path, [LINE, LINE | {"epoch": 1}])
+    write_predictions(tmp_path, build_predictions())
+    config = read_config(tmp_path)
     assert {key: config[key] for key in CONFIG} == CONFIG
     assert config["environment"]["versions"]["fastcifar"] == __version__
     assert config["environment"]["num_cpus"] >= 1
-    assert runs.read_metrics(tmp_path) == [LINE, LINE | {"epoch": 1}]
-    read = runs.read_predictions(tmp_path)
+    assert read_metrics(tmp_path) == [LINE, LINE | {"epoch": 1}]
+    read = read_predictions(tmp_path)
     for field in ("images", "labels", "logits"):
         np.testing.assert_array_equal(getattr(read, field), getattr(build_predictions(), field))
 
@@ -51,21 +77,26 @@ METRICS_DAMAGES: dict[str, tuple[Damage, str]] = {
 @pytest.mark.parametrize("name", METRICS_DAMAGES)
 def test_damaged_metrics_are_named(tmp_path: Path, name: str) -> None:
     damage, message = METRICS_DAMAGES[name]
-    runs.write_metrics(tmp_path, [LINE])
+    write_metrics(tmp_path, [LINE])
     path = tmp_path / "metrics.jsonl"
     damage(path)
     with pytest.raises(FastcifarError) as caught:
-        runs.read_metrics(tmp_path)
+        read_metrics(tmp_path)
     assert str(caught.value) == message.format(path=path)
 
 
-@pytest.mark.parametrize(("content", "missing"), [
-    ('{"recipe": "x"}', "epochs, seed"), ("[]", "recipe, epochs"), (json.dumps(CONFIG | {"epochs": "1"}), "epochs$"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "missing"),
+    [
+        ('{"recipe": "x"}', "epochs, seed"),
+        ("[]", "recipe, epochs"),
+        (json.dumps(CONFIG | {"epochs": "1"}), "epochs$"),
+    ],
+)
 def test_a_configuration_that_is_none(tmp_path: Path, content: str, missing: str) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(FastcifarError, match=rf"config\.json is no run's configuration: it lacks {missing}"):
-        runs.read_config(tmp_path)
+        read_config(tmp_path)
 
 
 def save(path: Path, **arrays: object) -> None:
@@ -95,30 +126,36 @@ def test_damaged_predictions_are_named(tmp_path: Path, name: str) -> None:
     path = tmp_path / "predictions.npz"
     damage(path)
     with pytest.raises(FastcifarError) as caught:
-        runs.read_predictions(tmp_path)
+        read_predictions(tmp_path)
     assert str(caught.value).startswith(f"{path} {message}")
 
 
 RESULTS_ROW = {"epoch": 0, "val_accuracy": 0.5, "test_accuracy": 1, "test_accuracy_augmented": 0.25}
-RESULTS = {"best": RESULTS_ROW, "last": RESULTS_ROW, "num_test_images": 4, "img_per_s": 100.5}
+RESULTS_FILE = {"best": RESULTS_ROW, "last": RESULTS_ROW, "num_test_images": 4, "img_per_s": 100.5}
 
 
 def test_results_are_read_as_written(tmp_path: Path) -> None:
-    runs.write_results(tmp_path, RESULTS | {"more": "is kept"})
-    assert runs.read_results(tmp_path) == RESULTS | {"more": "is kept"}
+    write_results(tmp_path, RESULTS_FILE | {"more": "is kept"})
+    assert read_results(tmp_path) == RESULTS_FILE | {"more": "is kept"}
 
 
 @pytest.mark.parametrize(
     "content",
     [
-        [], {}, {"best": RESULTS_ROW}, RESULTS | {"last": None}, RESULTS | {"num_test_images": 0},
-        RESULTS | {"num_test_images": True}, RESULTS | {"img_per_s": float("nan")},
-        RESULTS | {"best": RESULTS_ROW | {"test_accuracy": 1.01}}, RESULTS | {"best": RESULTS_ROW | {"epoch": "1"}},
-        RESULTS | {"last": {**RESULTS_ROW, "test_accuracy_augmented": -0.1}},
+        [],
+        {},
+        {"best": RESULTS_ROW},
+        RESULTS_FILE | {"last": None},
+        RESULTS_FILE | {"num_test_images": 0},
+        RESULTS_FILE | {"num_test_images": True},
+        RESULTS_FILE | {"img_per_s": float("nan")},
+        RESULTS_FILE | {"best": RESULTS_ROW | {"test_accuracy": 1.01}},
+        RESULTS_FILE | {"best": RESULTS_ROW | {"epoch": "1"}},
+        RESULTS_FILE | {"last": {**RESULTS_ROW, "test_accuracy_augmented": -0.1}},
     ],
-)  # fmt: skip
+)
 def test_damaged_results_are_named(tmp_path: Path, content: Any) -> None:
     (tmp_path / "results.json").write_text(json.dumps(content))
     with pytest.raises(FastcifarError) as caught:
-        runs.read_results(tmp_path)
+        read_results(tmp_path)
     assert str(caught.value) == f"{tmp_path}/results.json is damaged: it holds no run's results"

@@ -8,8 +8,9 @@ from PIL import Image
 from support.figure_parts import build_metrics, build_predictions
 
 from fastcifar.errors import FastcifarError, one_line
+from fastcifar.results.confusion import draw_confusion
 from fastcifar.results.curves import draw_curves
-from fastcifar.results.outcomes import draw_confusion, draw_samples
+from fastcifar.results.samples import draw_samples
 from fastcifar.results.style import as_png, as_svg, build_figure, write_figures
 
 SVG = "{http://www.w3.org/2000/svg}"

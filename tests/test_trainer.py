@@ -23,7 +23,11 @@ def build_loader(batch_size: int = 8, device: torch.device = CPU, compile: bool 
 
 
 def build_trainer(
-    name: str, device: torch.device = CPU, precision: str = "fp32", compile: bool = False, seed: int = 42  # noqa: A002
+    name: str,
+    device: torch.device = CPU,
+    precision: str = "fp32",
+    compile: bool = False,  # noqa: A002
+    seed: int = 42,
 ) -> Trainer:
     recipe = replace(get_recipe(name).with_epochs(4), global_batch_size=8, seed=seed)
     return Trainer(recipe, device, precision=precision, compile=compile)

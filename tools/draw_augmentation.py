@@ -15,14 +15,14 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fastcifar.data.cifar10 import Images  # noqa: E402
-from fastcifar.data.prepare import load_val_and_test  # noqa: E402
+from fastcifar.data.folder import load_val_and_test  # noqa: E402
 from fastcifar.files import replacing  # noqa: E402
-from fastcifar.pipeline.augment import Params, crop_flip_rotate, draw_params  # noqa: E402
+from fastcifar.pipeline.augment import AugmentParams, crop_flip_rotate, sample_augmentation  # noqa: E402
 
 NUM_IMAGES = 8
 
 
-def through_torchvision(images: Images, params: Params) -> Images:
+def through_torchvision(images: Images, params: AugmentParams) -> Images:
     """Crop, mirror and rotate by torchvision on PIL images, with the same draws."""
     out = []
     for i, image in enumerate(images):
@@ -36,7 +36,7 @@ def through_torchvision(images: Images, params: Params) -> Images:
     return np.stack(out)
 
 
-def draw(images: Images, params: Params) -> Figure:
+def draw(images: Images, params: AugmentParams) -> Figure:
     """Four rows: the images, the two ways, and their difference."""
     theirs = through_torchvision(images, params)
     ours = crop_flip_rotate(torch.from_numpy(images), params).numpy()
@@ -63,7 +63,7 @@ def draw(images: Images, params: Params) -> Figure:
 def main(data_dir: Path, out: Path) -> None:
     """Draw the first eight images of the test split."""
     _, test = load_val_and_test(data_dir)
-    params = draw_params(42, 0, torch.from_numpy(test.indices[:NUM_IMAGES]))
+    params = sample_augmentation(42, 0, torch.from_numpy(test.indices[:NUM_IMAGES]))
     figure = draw(np.ascontiguousarray(test.images[:NUM_IMAGES]), params)
     with replacing(out) as temporary:
         figure.savefig(temporary, format="png")

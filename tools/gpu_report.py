@@ -26,14 +26,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # a GPU host may have a ba
 import throughput  # noqa: E402
 from measure import choose_device, choose_precision, describe_machine, load_images, spread, synchronise  # noqa: E402
 
-from fastcifar.console import Console  # noqa: E402
 from fastcifar.data import cifar10  # noqa: E402
-from fastcifar.data.prepare import Split, is_untouched, prepare_data  # noqa: E402
+from fastcifar.data.folder import Split, is_untouched  # noqa: E402
+from fastcifar.data.prepare import prepare_data  # noqa: E402
 from fastcifar.files import read_json, replacing, write_json  # noqa: E402
-from fastcifar.pipeline.augment import NUM_LEVELS, Params, crop_flip_rotate, draw_params  # noqa: E402
+from fastcifar.pipeline.augment import NUM_LEVELS, AugmentParams, crop_flip_rotate, sample_augmentation  # noqa: E402
 from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader  # noqa: E402
 from fastcifar.recipes import RECIPES, Recipe  # noqa: E402
-from fastcifar.results.run_dir import LAST, RESULTS  # noqa: E402
+from fastcifar.results.records import LAST_FILE, RESULTS_FILE  # noqa: E402
+from fastcifar.terminal import RunView  # noqa: E402
 from fastcifar.training.run import resume_training, train_model  # noqa: E402
 from fastcifar.training.settings import resolve_settings  # noqa: E402
 from fastcifar.training.trainer import Trainer  # noqa: E402
@@ -109,8 +110,8 @@ def compare_with_cpu(options: Options) -> Result:
         batch = images[: len(levels)]
         found = []
         for where in (cpu, device):
-            drawn = draw_params(42, 0, levels.to(where))
-            params = Params(drawn.dy, drawn.dx, drawn.flip, levels.to(where), 4, 15)
+            drawn = sample_augmentation(42, 0, levels.to(where))
+            params = AugmentParams(drawn.dy, drawn.dx, drawn.flip, levels.to(where), 4, 15)
             found.append(crop_flip_rotate(batch.to(where), params).cpu())
         num_different += int((found[0] != found[1]).flatten(1).any(1).sum())
     result: Result = {"angle_levels": NUM_LEVELS, "images_that_differ": num_different}
@@ -119,9 +120,11 @@ def compare_with_cpu(options: Options) -> Result:
     torch.backends.cudnn.allow_tf32 = False
     is_cuda = device.type == "cuda"
     for name, where, precision, compiles in (
-        ("cpu", cpu, "fp32", False), ("device", device, "fp32", False), ("device_compiled", device, "fp32", is_cuda),
+        ("cpu", cpu, "fp32", False),
+        ("device", device, "fp32", False),
+        ("device_compiled", device, "fp32", is_cuda),
         ("device_bf16", device, "bf16", is_cuda),
-    ):  # fmt: skip
+    ):
         trainer = Trainer(replace(recipe, global_batch_size=batch_size), where, precision=precision, compile=compiles)
         losses, previous = [], 0.0
         loader = options.loader(split, batch_size, where)
@@ -160,8 +163,18 @@ def compare_with_cpu(options: Options) -> Result:
 def measure_throughput(options: Options) -> Result:
     """Both recipes against the baselines, by the benchmark itself."""
     out = options.out / "throughput-table.json"
-    arguments = ["--device", str(options.device), "--rounds", str(options.rounds), "--data", str(options.data_dir),
-                 "--batch-sizes", options.batch_sizes.split(",")[0], "--json", str(out)]  # fmt: skip
+    arguments = [
+        "--device",
+        str(options.device),
+        "--rounds",
+        str(options.rounds),
+        "--data",
+        str(options.data_dir),
+        "--batch-sizes",
+        options.batch_sizes.split(",")[0],
+        "--json",
+        str(out),
+    ]
     if options.num_images:
         arguments += ["--images", str(options.num_images)]
     throughput.main(arguments, standalone_mode=False)
@@ -253,9 +266,10 @@ def profile_step(options: Options) -> Result:
     return {
         "batch_size": batch_size,
         "kernel_ms_per_step": total / 1e3 / num_steps,
-        "top": [{"name": name[:120], "ms_per_step": spent / 1e3 / num_steps, "share": spent / total}
-                for name, spent in top],
-    }  # fmt: skip
+        "top": [
+            {"name": name[:120], "ms_per_step": spent / 1e3 / num_steps, "share": spent / total} for name, spent in top
+        ],
+    }
 
 
 def train_in_full(name: str) -> Callable[[Options], Result]:
@@ -268,21 +282,25 @@ def train_in_full(name: str) -> Callable[[Options], Result]:
             if rows and time.perf_counter() - start + rows[-1]["seconds"] > 60 * options.minutes:
                 break
             run_dir = options.out / f"{name}-seed{seed}"
-            if not (run_dir / RESULTS).exists():
+            if not (run_dir / RESULTS_FILE).exists():
                 settings = resolve_settings(
-                    RECIPES[name], device=str(options.device), seed=seed, epochs=options.epochs,
-                    global_batch_size=int(options.batch_sizes.split(",")[0]), train_images=options.num_images,
-                    eval_images=options.num_images and min(options.num_images, cifar10.CONTENT.num_test // 2),
-                )  # fmt: skip
-                with Console() as console:
-                    if (run_dir / LAST).exists():  # the stage was cut off
+                    RECIPES[name],
+                    device=str(options.device),
+                    seed=seed,
+                    epochs=options.epochs,
+                    global_batch_size=int(options.batch_sizes.split(",")[0]),
+                    num_train_images=options.num_images,
+                    num_eval_images=options.num_images and min(options.num_images, cifar10.SPEC.num_test // 2),
+                )
+                with RunView() as console:
+                    if (run_dir / LAST_FILE).exists():  # the stage was cut off
                         resume_training(run_dir, options.data_dir, console)
                     else:
                         train_model(settings, options.data_dir, run_dir, console)
-            rows.append({"seed": seed, **read_json(run_dir / RESULTS)})
+            rows.append({"seed": seed, **read_json(run_dir / RESULTS_FILE)})
         accuracies = {
             key: [row["last"][key] for row in rows] for key in ("test_accuracy", "test_accuracy_augmented")
-        } | {"val_and_test_accuracy": [row["val_and_test_accuracy"] for row in rows]}
+        } | {"test10k_accuracy": [row["test10k_accuracy"] for row in rows]}
         return {
             "runs": rows,
             "mean": {key: statistics.mean(values) for key, values in accuracies.items()},
@@ -308,8 +326,12 @@ def write_report(out: Path) -> None:
     """`report.md`, of the stages that are finished."""
     done = {name: json.loads((out / f"{name}.json").read_text()) for name in STAGES if (out / f"{name}.json").exists()}
     machine = next(iter(done.values()))["machine"]
-    lines = [f"# {machine['device']}", "", f"torch {machine['versions']['torch']}, Python {machine['python']}, "
-             f"{machine['cpu']}, {machine['measured'][:10]}"]  # fmt: skip
+    lines = [
+        f"# {machine['device']}",
+        "",
+        f"torch {machine['versions']['torch']}, Python {machine['python']}, "
+        f"{machine['cpu']}, {machine['measured'][:10]}",
+    ]
     if not machine["is_gpu"]:
         lines += ["", "**Not measured on a GPU**: a trial of the command on a CPU."]
     for name, stage in done.items():
@@ -329,8 +351,10 @@ def _describe(name: str, stage: Result) -> list[str]:
         ]
     if name == "throughput":
         top = stage["ceiling"]
-        lines = [f"Ceiling: {top['matmul_tflop_per_s']:.4g} TFLOP/s, {top['copy_gb_per_s']:,.0f} GB/s, "
-                 f"{top['img_per_s']:,.0f} img/s."]  # fmt: skip
+        lines = [
+            f"Ceiling: {top['matmul_tflop_per_s']:.4g} TFLOP/s, {top['copy_gb_per_s']:,.0f} GB/s, "
+            f"{top['img_per_s']:,.0f} img/s."
+        ]
         for result in stage["results"]:
             lines += ["", f"{result['recipe']}, batch size {result['batch_size']}", ""]
             lines += ["| | img/s | spread | fastcifar is | of ceiling | waiting |", "|---|---|---|---|---|---|"]
@@ -346,23 +370,25 @@ def _describe(name: str, stage: Result) -> list[str]:
         lines = ["| batch size | recipe | variant | img/s | spread |", "|---|---|---|---|---|"]
         for row in stage["rows"]:
             rate = row.get("img_per_s")
-            measured = f"{rate['median']:,.0f} | {rate['min']:,.0f}–{rate['max']:,.0f}" if rate else (
-                f"failed | {row['error']}"
+            measured = (
+                f"{rate['median']:,.0f} | {rate['min']:,.0f}–{rate['max']:,.0f}"
+                if rate
+                else (f"failed | {row['error']}")
             )
             lines.append(f"| {row['batch_size']} | {row['recipe']} | {row['variant']} | {measured} |")
         return lines
     if name == "profile":
-        return [f"{stage['kernel_ms_per_step']:.3f} ms of kernels a step at batch size {stage['batch_size']}.", "",
-                "| kernel | ms a step | share |", "|---|---|---|"] + [
-            f"| `{row['name']}` | {row['ms_per_step']:.3f} | {row['share']:.1%} |" for row in stage["top"]
-        ]  # fmt: skip
+        return [
+            f"{stage['kernel_ms_per_step']:.3f} ms of kernels a step at batch size {stage['batch_size']}.",
+            "",
+            "| kernel | ms a step | share |",
+            "|---|---|---|",
+        ] + [f"| `{row['name']}` | {row['ms_per_step']:.3f} | {row['share']:.1%} |" for row in stage["top"]]
     mean, std = stage["mean"], stage["std"]
-    shown = {
-        key: f"{value:.2%}" + ("" if std[key] is None else f" ± {std[key]:.2%}") for key, value in mean.items()
-    }
+    shown = {key: f"{value:.2%}" + ("" if std[key] is None else f" ± {std[key]:.2%}") for key, value in mean.items()}
     return [
         f"{len(stage['runs'])} seeds, last weights: test {shown['test_accuracy']}, augmented "
-        f"{shown['test_accuracy_augmented']}, all 10,000 test images {shown['val_and_test_accuracy']}; "
+        f"{shown['test_accuracy_augmented']}, all 10,000 test images {shown['test10k_accuracy']}; "
         f"{stage['seconds']['median']:.1f} s a run, {stage['img_per_s']['median']:,.0f} img/s."
     ]
 

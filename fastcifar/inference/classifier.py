@@ -9,15 +9,16 @@ from torch import Tensor, nn
 
 from fastcifar.data import cifar10
 from fastcifar.data.cifar10 import CLASSES
-from fastcifar.data.prepare import load_val_and_test
+from fastcifar.data.folder import load_val_and_test
 from fastcifar.errors import FastcifarError
 from fastcifar.inference.pictures import find_pictures, load_picture
-from fastcifar.results import run_dir as runs
 from fastcifar.results.metrics import class_scores, confusion_matrix, top_confusions, wilson_interval
+from fastcifar.results.records import BEST_FILE
 from fastcifar.training.checkpoint import load_checkpoint
+from fastcifar.training.device import resolve_device
 from fastcifar.training.evaluate import EvalSet, compute_logits, loss_and_accuracy
 from fastcifar.training.model import ResNet18
-from fastcifar.training.settings import Settings, parse_settings, resolve_device
+from fastcifar.training.settings import Settings, parse_settings
 
 
 @dataclass(frozen=True)
@@ -45,24 +46,24 @@ class Classifier:
         plural = "" if self.num_epochs == 1 else "s"
         return f"{self.path}: {self.settings.recipe.name}, {self.num_epochs} epoch{plural}"
 
-    def logits(self, images: Tensor, *, geometry: Tensor | None = None, mirrored_too: bool = False) -> Tensor:
+    def logits(self, images: Tensor, *, coeffs: Tensor | None = None, mirror_tta: bool = False) -> Tensor:
         """Classify images.
 
         Args:
             images: `(N, 32, 32, 3)` uint8, on any device.
-            geometry: see `evaluate.compute_logits`.
-            mirrored_too: test-time augmentation: the mean of the logits of each image and its mirror image.
+            coeffs: see `evaluate.compute_logits`.
+            mirror_tta: test-time augmentation: the mean of the logits of each image and its mirror image.
 
         Returns:
             `(N, 10)` float32 on the CPU.
         """
         device = self.mean.device
         options: dict[str, Any] = {"mean": self.mean, "std": self.std, "precision": self.settings.precision}
-        if geometry is not None:
-            geometry = geometry.to(device)
-        logits = compute_logits(self.model, images.to(device), geometry=geometry, **options)
-        if mirrored_too:
-            if geometry is not None:
+        if coeffs is not None:
+            coeffs = coeffs.to(device)
+        logits = compute_logits(self.model, images.to(device), coeffs=coeffs, **options)
+        if mirror_tta:
+            if coeffs is not None:
                 raise ValueError("mirror images of augmented ones are not defined")
             logits = (logits + compute_logits(self.model, images.flip(2).to(device), **options)) / 2
         return logits.cpu()
@@ -79,9 +80,9 @@ def load_classifier(path: Path, device: str = "auto") -> Classifier:
         FastcifarError: it cannot be read, is damaged, or is no checkpoint of a run.
     """
     if path.is_dir():
-        if not (path / runs.BEST).exists():
-            raise FastcifarError(f"{path} holds no {runs.BEST}: no epoch of a run was finished there")
-        path /= runs.BEST
+        if not (path / BEST_FILE).exists():
+            raise FastcifarError(f"{path} holds no {BEST_FILE}: no epoch of a run was finished there")
+        path /= BEST_FILE
     content = load_checkpoint(path)
     where = resolve_device(device)
     try:
@@ -104,9 +105,14 @@ def load_classifier(path: Path, device: str = "auto") -> Classifier:
 
 
 def evaluate_split(
-    classifier: Classifier, data_dir: Path, split: str, *, augmented: bool = False, mirrored_too: bool = False,
+    classifier: Classifier,
+    data_dir: Path,
+    split: str,
+    *,
+    augmented: bool = False,
+    mirror_tta: bool = False,
     num_images: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """How well a model does on images it was not trained on.
 
     Args:
@@ -114,7 +120,7 @@ def evaluate_split(
         data_dir: a folder that `prepare` filled.
         split: "val", "test", or "test10k" for both together, the official test set.
         augmented: on the augmented images of the run's seed, as `test_accuracy_augmented` in `results.json`.
-        mirrored_too: see `Classifier.logits`.
+        mirror_tta: see `Classifier.logits`.
         num_images: of val and of test, the fixed choice that `--eval-images` makes; None for all.
 
     Returns:
@@ -126,15 +132,15 @@ def evaluate_split(
     """
     if split not in ("val", "test", "test10k"):
         raise FastcifarError(f"split must be val, test or test10k, not {split!r}")
-    if num_images is not None and not 1 <= num_images <= cifar10.CONTENT.num_test // 2:
-        raise FastcifarError(f"num_images must be between 1 and {cifar10.CONTENT.num_test // 2:,}, not {num_images:,}")
+    if num_images is not None and not 1 <= num_images <= cifar10.SPEC.num_test // 2:
+        raise FastcifarError(f"num_images must be between 1 and {cifar10.SPEC.num_test // 2:,}, not {num_images:,}")
     halves = dict(zip(("val", "test"), load_val_and_test(data_dir), strict=True))
     chosen = list(halves.values()) if split == "test10k" else [halves[split]]
     labels, logits = [], []
     for half in chosen:
         images = EvalSet(half, num_images or len(half.labels), classifier.mean.device, classifier.settings.recipe)
-        geometry = images.geometry if augmented else None
-        logits.append(classifier.logits(images.images, geometry=geometry, mirrored_too=mirrored_too))
+        coeffs = images.coeffs if augmented else None
+        logits.append(classifier.logits(images.images, coeffs=coeffs, mirror_tta=mirror_tta))
         labels.append(images.labels.cpu())
     all_logits, all_labels = torch.cat(logits), torch.cat(labels)
     loss, accuracy = loss_and_accuracy(all_logits, all_labels)
@@ -146,7 +152,7 @@ def evaluate_split(
         "split": split,
         "num_images": len(all_labels),
         "augmented": augmented,
-        "mirror_tta": mirrored_too,
+        "mirror_tta": mirror_tta,
         "accuracy": accuracy,
         "interval_95": list(wilson_interval(int(counts.trace()), len(all_labels))),
         "loss": loss,
@@ -173,7 +179,11 @@ def predict_pictures(classifier: Classifier, paths: list[Path], num_classes: int
     images = torch.stack([torch.from_numpy(load_picture(file).copy()) for file in files])
     found = classifier.logits(images).softmax(1).topk(num_classes)
     return [
-        {"path": str(file), "top": [{"class": CLASSES[label], "probability": probability}
-                                    for probability, label in zip(*row, strict=True)]}
+        {
+            "path": str(file),
+            "top": [
+                {"class": CLASSES[label], "probability": probability} for probability, label in zip(*row, strict=True)
+            ],
+        }
         for file, *row in zip(files, found.values.tolist(), found.indices.tolist(), strict=True)
-    ]  # fmt: skip
+    ]

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastcifar.data.cifar10 import Images
-from fastcifar.errors import FastcifarError, one_line
+from fastcifar.errors import ArgumentError, one_line
 from fastcifar.files import replacing
 from fastcifar.inference.pictures import load_picture
 from fastcifar.results.style import (
@@ -40,11 +40,11 @@ def check_grid(path: Path, pictures: Sequence[Path]) -> None:
         FastcifarError: the file's ending is none that is drawn, it is one of the pictures, or they are too many.
     """
     if path.suffix.lower() not in _RENDER:
-        raise FastcifarError(f"--picture must end in {' or '.join(_RENDER)}, not {path.name!r}")
+        raise ArgumentError("picture", f"must end in {' or '.join(_RENDER)}, not {path.name!r}")
     if len(pictures) > _MAX_PICTURES:
-        raise FastcifarError(f"--picture shows at most {_MAX_PICTURES} pictures, not {len(pictures)}: name fewer")
+        raise ArgumentError("picture", f"shows at most {_MAX_PICTURES} pictures, not {len(pictures)}: name fewer")
     if path.exists() and any(path.samefile(picture) for picture in pictures if picture.exists()):
-        raise FastcifarError(f"--picture would replace {path}, which is to be classified: give another name")
+        raise ArgumentError("picture", f"would replace {path}, which is to be classified: give another name")
 
 
 def write_grid(path: Path, predictions: Sequence[dict[str, Any]], *, title: str) -> None:
@@ -99,8 +99,11 @@ def draw_grid(images: Sequence[Images], predictions: Sequence[dict[str, Any]], *
             bars_left = left + side + 0.95
             bars_width = (WIDTH if num_columns == 1 else left + column_pitch) - bars_left - 0.7
             _plot_bars(add_axes(bars_left, top, bars_width), prediction["top"], position)
-        add_caption(figure, "Each picture as the model gets it: the middle square, 32x32 pixels. "
-                            "Bars: softmax probability of the likeliest classes.")  # fmt: skip
+        add_caption(
+            figure,
+            "Each picture as the model gets it: the middle square, 32x32 pixels. "
+            "Bars: softmax probability of the likeliest classes.",
+        )
     return figure
 
 
@@ -111,10 +114,25 @@ def _plot_bars(axes: Axes, top: Sequence[dict[str, Any]], position: int) -> None
         color, weight = (BLUE, "bold") if rank == 0 else (_PALE_BLUE, "normal")
         axes.barh(rank, 1, height=0.42, color=GRID)
         axes.barh(rank, guess["probability"], height=0.42, color=color, gid=f"bar-{position}-{rank}")
-        axes.annotate(guess["class"], (0, rank), xytext=(-6, 0), textcoords="offset points", ha="right", va="center",
-                      color=INK if rank == 0 else MUTED, weight=weight)  # fmt: skip
-        axes.annotate(f"{guess['probability']:.1%}", (1, rank), xytext=(6, 0), textcoords="offset points", va="center",
-                      color=INK if rank == 0 else MUTED, weight=weight)  # fmt: skip
+        axes.annotate(
+            guess["class"],
+            (0, rank),
+            xytext=(-6, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            color=INK if rank == 0 else MUTED,
+            weight=weight,
+        )
+        axes.annotate(
+            f"{guess['probability']:.1%}",
+            (1, rank),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=INK if rank == 0 else MUTED,
+            weight=weight,
+        )
 
 
 def _shorten(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The same gather as `augment.gather_augmented`, compiled by numba for the CPU threads of the streamed loader.
+"""The same gather as `gather.gather_augmented`, compiled by numba for the CPU threads of the streamed loader.
 
 Importing this module compiles the kernel once (about two seconds) and later loads it from numba's cache.
 """
@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 from fastcifar.data.cifar10 import IMAGE_SIZE
 
 
-@numba.njit(
-    "void(uint8[:, :, :, ::1], int32[:, ::1], uint8[:, :, :, ::1])", parallel=True, nogil=True, cache=True
-)
-def _kernel(images: Any, geometry: Any, out: Any) -> None:
+@numba.njit("void(uint8[:, :, :, ::1], int32[:, ::1], uint8[:, :, :, ::1])", parallel=True, nogil=True, cache=True)
+def _kernel(images: Any, coeffs: Any, out: Any) -> None:
     for image in numba.prange(len(images)):
-        a0, a1, a2, a3, a4, a5, top, left, mirror = geometry[image]
+        a0, a1, a2, a3, a4, a5, top, left, mirror = coeffs[image]
         for y in range(IMAGE_SIZE):
             for x in range(IMAGE_SIZE):
                 rotated_column = (a2 + a1 * y + a0 * x) >> 16
@@ -31,12 +29,12 @@ def _kernel(images: Any, geometry: Any, out: Any) -> None:
                         out[image, y, x, channel] = images[image, row, column, channel]
 
 
-def augment_into(out: NDArray[np.uint8], images: NDArray[np.uint8], geometry: NDArray[np.int32]) -> None:
+def augment_into(out: NDArray[np.uint8], images: NDArray[np.uint8], coeffs: NDArray[np.int32]) -> None:
     """Crop, mirror and rotate images into a buffer.
 
     Args:
         out: `(B, 32, 32, 3)` uint8, contiguous; overwritten.
         images: `(B, 32, 32, 3)` uint8, contiguous.
-        geometry: `(B, 9)` int32 from `augment.build_geometry`, contiguous.
+        coeffs: `(B, 9)` int32 from `augment.affine_coeffs`, contiguous.
     """
-    _kernel(images, geometry, out)
+    _kernel(images, coeffs, out)

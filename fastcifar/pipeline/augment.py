@@ -1,4 +1,4 @@
-"""Random crop, flip and rotation as one integer gather, and the normalisation.
+"""Random crop, flip and rotation: what is drawn for an image, and the integers that the gather needs of it.
 
 What is drawn for an image is a pure function of (seed, epoch, global sample index), so it depends on no batch size,
 worker, device, rank or interruption. What is done with it is bit-identical to torchvision's `pad`, `crop`, `hflip`
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastcifar.data.cifar10 import IMAGE_SIZE
 from fastcifar.data.hashing import hash32
+from fastcifar.kernels.gather import gather_augmented
 
 NUM_LEVELS = 1 << 16  # angles are drawn from this many equidistant levels
 
@@ -26,7 +27,7 @@ _SUBSET_SEED = 42
 
 
 @dataclass(frozen=True)
-class Params:
+class AugmentParams:
     """What is drawn for a batch of B images; every tensor is `(B,)` on one device.
 
     Attributes:
@@ -86,9 +87,9 @@ def choose_subset(indices: Tensor, num_images: int) -> Tensor:
     return permutation[:num_images].sort().values
 
 
-def draw_params(
+def sample_augmentation(
     seed: int, epoch: int, indices: Tensor, *, padding: int = 4, max_angle_deg: float = 15
-) -> Params:
+) -> AugmentParams:
     """Draw crop, flip and rotation for images.
 
     Args:
@@ -110,7 +111,7 @@ def draw_params(
         return words
 
     num_offsets = 2 * padding + 1
-    return Params(
+    return AugmentParams(
         dy=(draw(_DY) * num_offsets) >> 32,
         dx=(draw(_DX) * num_offsets) >> 32,
         flip=draw(_FLIP) >= 1 << 31,
@@ -120,7 +121,7 @@ def draw_params(
     )
 
 
-def build_geometry(params: Params) -> Tensor:
+def affine_coeffs(params: AugmentParams) -> Tensor:
     """Everything the gather needs of the draws, as integers: one row of nine an image.
 
     Columns 0..5 are the rotation's coefficients a0..a5 (16.16 fixed point: the source column of output pixel (y, x)
@@ -162,32 +163,7 @@ def _rotation_table(max_angle_deg: float) -> Tensor:
     return torch.tensor(rows, dtype=torch.int32)
 
 
-def gather_augmented(images: Tensor, positions: Tensor, geometry: Tensor) -> Tensor:
-    """Pick images and crop, mirror and rotate them, all as one gather of pixels.
-
-    Args:
-        images: `(N, 32, 32, 3)` uint8, contiguous.
-        positions: `(B,)` int64, which images to pick.
-        geometry: `(B, 9)` int32 from `build_geometry`, for those images.
-
-    Returns:
-        `(B, 32, 32, 3)` uint8.
-    """
-    y = torch.arange(IMAGE_SIZE, dtype=torch.int32, device=images.device).view(1, -1, 1)
-    x = y.view(1, 1, -1)
-    a0, a1, a2, a3, a4, a5, top, left, mirror = geometry.view(-1, 9, 1, 1).unbind(1)
-    rotated_column = (a2 + a1 * y + a0 * x) >> 16
-    rotated_row = (a5 + a4 * y + a3 * x) >> 16
-    row = rotated_row + top
-    column = (rotated_column ^ mirror) + left
-    # Outside 0..31 is some bit beyond the lowest five, in negative numbers too: four range checks at once.
-    is_black = (rotated_column | rotated_row | row | column) & ~(IMAGE_SIZE - 1) != 0
-    source = positions.view(-1, 1, 1) * IMAGE_SIZE**2 + (row * IMAGE_SIZE + column).masked_fill(is_black, 0)
-    pixels = images.view(-1, 3)[source.view(-1)].view(*source.shape, 3)
-    return pixels.masked_fill(is_black.unsqueeze(-1), 0)
-
-
-def crop_flip_rotate(images: Tensor, params: Params) -> Tensor:
+def crop_flip_rotate(images: Tensor, params: AugmentParams) -> Tensor:
     """Crop, mirror and rotate images, each by its own draw.
 
     Bit-identical to torchvision's `pad(padding)`, `crop(dy, dx)`, `hflip` and `rotate(angle_deg)` on PIL images
@@ -201,20 +177,4 @@ def crop_flip_rotate(images: Tensor, params: Params) -> Tensor:
         `(B, 32, 32, 3)` uint8.
     """
     positions = torch.arange(len(images), device=images.device)
-    return gather_augmented(images.contiguous(), positions, build_geometry(params))
-
-
-def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Scale pixels to [0, 1], then subtract the mean and divide by the standard deviation.
-
-    The operations and their order are those of torchvision's `ToTensor` and `Normalize`, and so is every bit.
-
-    Args:
-        images: `(B, 32, 32, 3)` uint8.
-        mean: `(3,)` float32 of each channel, on the scale of [0, 1], on the images' device.
-        std: `(3,)` float32 of each channel, likewise.
-
-    Returns:
-        `(B, 3, 32, 32)` float32 in channels-last memory format.
-    """
-    return ((images.to(torch.float32) / 255 - mean) / std).permute(0, 3, 1, 2)
+    return gather_augmented(images.contiguous(), positions, affine_coeffs(params))

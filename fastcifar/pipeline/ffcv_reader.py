@@ -30,15 +30,15 @@ with ffcv_side_effects_undone():
 
 
 class _Augment(Operation):  # type: ignore[misc]
-    """Crop, mirror and rotate; image i of the file by row `row_of[i]` of the epoch's geometry."""
+    """Crop, mirror and rotate; image i of the file by row `row_of[i]` of the epoch's coeffs."""
 
-    geometry: NDArray[np.int32]
+    coeffs: NDArray[np.int32]
     row_of: NDArray[np.int64]
 
     def generate_code(self) -> Callable[..., Any]:
         def augment(images: Any, buffer: Any, indices: Any) -> Any:
             out = buffer[: len(images)]
-            augment_into(out, images, self.geometry[self.row_of[indices]])
+            augment_into(out, images, self.coeffs[self.row_of[indices]])
             return out
 
         augment.with_indices = True  # type: ignore[attr-defined]
@@ -92,13 +92,13 @@ class FfcvStream:
         self._batch_size = batch_size
 
     def epoch(
-        self, positions: NDArray[np.int64], geometry: NDArray[np.int32]
+        self, positions: NDArray[np.int64], coeffs: NDArray[np.int32]
     ) -> Generator[tuple[NDArray[np.uint8], NDArray[np.int64]]]:
         """Read and augment images in a given order.
 
         Args:
             positions: `(n,)` int64, which images of the file, in order; n is a multiple of the batch size.
-            geometry: `(n, 9)` int32 from `augment.build_geometry`, for those images.
+            coeffs: `(n, 9)` int32 from `augment.affine_coeffs`, for those images.
 
         Yields:
             `(B, 32, 32, 3)` uint8 and `(B,)` int64, both valid only until the next batch is taken.
@@ -106,11 +106,11 @@ class FfcvStream:
         Raises:
             FastcifarError: the reading thread failed.
         """
-        assert len(positions) == len(geometry)
+        assert len(positions) == len(coeffs)
         assert len(positions) % self._batch_size == 0
         row_of = np.full(self._loader.reader.num_samples, -1, np.int64)
         row_of[positions] = np.arange(len(positions))
-        self._augment.row_of, self._augment.geometry = row_of, geometry
+        self._augment.row_of, self._augment.coeffs = row_of, coeffs
         with ffcv_side_effects_undone():
             batches = _Epoch(self._loader, positions.astype(np.uint64))
         try:

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastcifar.data.cifar10 import IMAGE_SIZE
+from fastcifar.data.folder import beton_path, load_train
 from fastcifar.distributed import ALONE, World
-from fastcifar.pipeline.augment import build_geometry, draw_order, draw_params, gather_augmented
+from fastcifar.kernels.gather import gather_augmented
+from fastcifar.pipeline.augment import affine_coeffs, choose_subset, draw_order, sample_augmentation
 
 Batch = tuple[Tensor, Tensor]  # (B, 32, 32, 3) uint8 images, (B,) int64 labels, both on the loader's device
 Batches = Generator[Batch]
@@ -56,9 +58,15 @@ class EpochPlanner:
     """
 
     def __init__(
-        self, indices: Tensor, global_batch_size: int, *, seed: int, padding: int, max_angle_deg: float,
+        self,
+        indices: Tensor,
+        global_batch_size: int,
+        *,
+        seed: int,
+        padding: int,
+        max_angle_deg: float,
         world: World = ALONE,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.indices = indices
         self.num_steps = len(indices) // global_batch_size
         self.rank_batch_size = global_batch_size // world.size
@@ -70,14 +78,14 @@ class EpochPlanner:
 
         Returns:
             `(num_steps * rank_batch_size,)` int64 positions in `indices`, and `(num_steps * rank_batch_size, 9)` int32
-            geometry for `gather_augmented`.
+            coeffs for `gather_augmented`.
         """
         order = draw_order(self._seed, epoch, self.indices)[: self.num_steps * self._global_batch_size]
         order = order.view(self.num_steps, self._world.size, -1)[:, self._world.rank].flatten()
-        params = draw_params(
+        params = sample_augmentation(
             self._seed, epoch, self.indices[order], padding=self._padding, max_angle_deg=self._max_angle_deg
         )
-        return order, build_geometry(params)
+        return order, affine_coeffs(params)
 
 
 class ResidentLoader:
@@ -97,12 +105,12 @@ class ResidentLoader:
 
     def epoch(self, epoch: int) -> Batches:
         """The batches of an epoch, each augmented when it is taken."""
-        order, geometry = self._planner.plan(epoch)
+        order, coeffs = self._planner.plan(epoch)
         labels = self._labels[order]
         size = self._planner.rank_batch_size
         for start in range(0, len(order), size):
             batch = slice(start, start + size)
-            yield self._gather(self._images, order[batch], geometry[batch]), labels[batch]
+            yield self._gather(self._images, order[batch], coeffs[batch]), labels[batch]
 
 
 class StreamedLoader:
@@ -127,8 +135,8 @@ class StreamedLoader:
 
     def epoch(self, epoch: int) -> Batches:
         """The batches of an epoch. Leaving early ends FFCV's threads too."""
-        order, geometry = self._planner.plan(epoch)
-        with contextlib.closing(self._stream.epoch(self._positions[order].numpy(), geometry.numpy())) as batches:
+        order, coeffs = self._planner.plan(epoch)
+        with contextlib.closing(self._stream.epoch(self._positions[order].numpy(), coeffs.numpy())) as batches:
             if self._device.type == "cuda":
                 yield from self._to_cuda(batches)
             else:
@@ -143,11 +151,13 @@ class StreamedLoader:
         """
         size = self._planner.rank_batch_size
         slots = [
-            (torch.empty((size, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, pin_memory=True),
-             torch.empty(size, dtype=torch.int64, pin_memory=True),
-             torch.cuda.Event())
+            (
+                torch.empty((size, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, pin_memory=True),
+                torch.empty(size, dtype=torch.int64, pin_memory=True),
+                torch.cuda.Event(),
+            )
             for _ in range(2)
-        ]  # fmt: skip
+        ]
         stream = torch.cuda.current_stream(self._device)
         for step, (images, labels) in enumerate(batches):
             pinned_images, pinned_labels, fetched = slots[step % len(slots)]
@@ -160,3 +170,54 @@ class StreamedLoader:
             )
             fetched.record(stream)
             yield batch
+
+
+def build_loader(
+    kind: str,
+    data_dir: Path,
+    device: torch.device,
+    *,
+    num_images: int,
+    global_batch_size: int,
+    seed: int,
+    padding: int,
+    max_angle_deg: float,
+    compile: bool,  # noqa: A002
+    num_workers: int,
+    world: World,
+) -> Loader:
+    """Read and validate the training split, and build a loader of it.
+
+    Args:
+        kind: "resident" or "streamed".
+        data_dir: a folder that `prepare` filled.
+        device: where batches go.
+        num_images: of the training set, the first of a fixed permutation.
+        global_batch_size: see `EpochPlanner`.
+        seed: see `EpochPlanner`.
+        padding: see `EpochPlanner`.
+        max_angle_deg: see `EpochPlanner`.
+        compile: see `ResidentLoader`.
+        num_workers: see `StreamedLoader`.
+        world: see `EpochPlanner`.
+
+    Raises:
+        FastcifarError: the data is missing or damaged.
+    """
+    split = load_train(data_dir)
+    indices = torch.from_numpy(split.indices)
+    chosen = choose_subset(indices, num_images)
+    is_streamed = kind == "streamed"
+    planner = EpochPlanner(
+        indices[chosen].to("cpu" if is_streamed else device),
+        global_batch_size,
+        seed=seed,
+        padding=padding,
+        max_angle_deg=max_angle_deg,
+        world=world,
+    )
+    if is_streamed:
+        return StreamedLoader(beton_path(data_dir, "train"), chosen, planner, device, num_workers)
+    images = torch.from_numpy(split.images)[chosen].to(device)
+    labels = torch.from_numpy(split.labels)[chosen].long().to(device)
+    return ResidentLoader(images, labels, planner, compile=compile)

@@ -11,9 +11,10 @@ from matplotlib.figure import Figure
 
 from fastcifar.data import cifar10
 from fastcifar.errors import FastcifarError, one_line
-from fastcifar.results import run_dir as runs
+from fastcifar.results.confusion import draw_confusion
 from fastcifar.results.curves import RUN_COLORS, ComparedRun, draw_comparison, draw_curves
-from fastcifar.results.outcomes import draw_confusion, draw_samples
+from fastcifar.results.records import PREDICTIONS_FILE, RESULTS_FILE, read_config, read_metrics, read_predictions
+from fastcifar.results.samples import draw_samples
 from fastcifar.results.style import write_figures
 
 MAX_RUNS = len(RUN_COLORS)  # that a comparison can tell apart
@@ -51,11 +52,11 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> list[Path]:
 
 def run_figures(run_dir: Path) -> dict[str, Figure]:
     """A run's figures by name, as `write_charts` writes them."""
-    config, metrics = runs.read_config(run_dir), runs.read_metrics(run_dir)
+    config, metrics = read_config(run_dir), read_metrics(run_dir)
     title = " · ".join(filter(None, describe_run(config, len(metrics)).values()))
     figures = {"curves": draw_curves(metrics, title=title)}
     if not left_out(run_dir):
-        tested = runs.read_predictions(run_dir)
+        tested = read_predictions(run_dir)
         figures["confusion"] = draw_confusion(tested.labels, tested.logits.argmax(axis=1), title=title)
         figures["samples"] = draw_samples(tested.images, tested.labels, tested.logits, title=title)
     return figures
@@ -63,7 +64,7 @@ def run_figures(run_dir: Path) -> dict[str, Figure]:
 
 def left_out(run_dir: Path) -> str:
     """Which charts a run has not got yet and why, in one line; empty where it has all."""
-    if (run_dir / runs.PREDICTIONS).exists() or (run_dir / runs.RESULTS).exists():
+    if (run_dir / PREDICTIONS_FILE).exists() or (run_dir / RESULTS_FILE).exists():
         return ""
     return f"{run_dir} is not finished: confusion and samples are left out, because the model is tested at the end"
 
@@ -71,8 +72,8 @@ def left_out(run_dir: Path) -> str:
 def comparison_figure(run_dirs: Sequence[Path]) -> Figure:
     """The figure of `write_comparison`: what runs have in common is in its title, what not beside their names."""
     names = name_runs(run_dirs)
-    configs = [runs.read_config(run_dir) for run_dir in run_dirs]
-    metrics = [runs.read_metrics(run_dir) for run_dir in run_dirs]
+    configs = [read_config(run_dir) for run_dir in run_dirs]
+    metrics = [read_metrics(run_dir) for run_dir in run_dirs]
     described = [describe_run(config, len(lines)) for config, lines in zip(configs, metrics, strict=True)]
     shared = {part for part in described[0] if len({each[part] for each in described}) == 1}
     title = " · ".join(text for part, text in described[0].items() if part in shared and text)
@@ -98,19 +99,17 @@ def name_runs(run_dirs: Sequence[Path]) -> list[str]:
         if places.count(place) > 1:
             raise FastcifarError(f"{path} is given twice")
     names = [path.absolute().name for path in run_dirs]
-    return [
-        one_line(name if names.count(name) == 1 else str(path)) for name, path in zip(names, run_dirs, strict=True)
-    ]
+    return [one_line(name if names.count(name) == 1 else str(path)) for name, path in zip(names, run_dirs, strict=True)]
 
 
 def describe_run(config: Mapping[str, Any], num_epochs: int) -> dict[str, str]:
     """What a run is, in parts of a few words; a part that goes without saying is empty.
 
     Args:
-        config: from `runs.read_config`.
+        config: from `read_config`.
         num_epochs: how many are finished.
     """
-    epochs, num_images, all_images = config["epochs"], config["train_images"], cifar10.CONTENT.num_train
+    epochs, num_images, all_images = config["epochs"], config["num_train_images"], cifar10.SPEC.num_train
     return {
         "recipe": config["recipe"],
         "epochs": (f"{num_epochs} of " if num_epochs < epochs else "") + f"{epochs} epoch{'s' if epochs != 1 else ''}",

@@ -58,19 +58,39 @@ def draw_curves(metrics: Sequence[Mapping[str, float]], *, title: str) -> Figure
             _set_value_range(axes, np.concatenate(curves), is_accuracy=is_accuracy)
             _plot_curves(axes, epochs, *curves, name=name)
             strip.fill_between(epochs, column["lr"], step="mid", color=GRID, linewidth=0)
-            strip.plot(epochs, column["lr"], color=MUTED, linewidth=1.1, drawstyle="steps-mid",
-                       marker="o" if len(epochs) <= 10 else "", markersize=3)  # fmt: skip
+            strip.plot(
+                epochs,
+                column["lr"],
+                color=MUTED,
+                linewidth=1.1,
+                drawstyle="steps-mid",
+                marker="o" if len(epochs) <= 10 else "",
+                markersize=3,
+            )
             peak = float(column["lr"].max())
             _set_learning_rates(strip, {0: "0", peak: f"{peak:.3g}"} if peak > 0 else {0: "0"}, "learning\nrate")
             _set_epochs(strip, float(epochs[0]), float(epochs[-1]))
             for each in (axes, strip):
                 each.axvline(best_epoch, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
             if is_accuracy:
-                axes.plot(best_epoch, best_accuracy, "o", markersize=8, markerfacecolor="none", markeredgecolor=INK,
-                          markeredgewidth=1.2, zorder=4, clip_on=False, gid="best")  # fmt: skip
+                axes.plot(
+                    best_epoch,
+                    best_accuracy,
+                    "o",
+                    markersize=8,
+                    markerfacecolor="none",
+                    markeredgecolor=INK,
+                    markeredgewidth=1.2,
+                    zorder=4,
+                    clip_on=False,
+                    gid="best",
+                )
                 _label_best(axes, epochs, curves, best, f"best {best_accuracy:.2%}\nepoch {best_epoch:.0f}")
-        add_caption(figure, "Training is measured on augmented images while the weights still change, validation on "
-                            "clean images after the epoch;\ntraining accuracy may therefore lie below validation.")
+        add_caption(
+            figure,
+            "Training is measured on augmented images while the weights still change, validation on "
+            "clean images after the epoch;\ntraining accuracy may therefore lie below validation.",
+        )
     return figure
 
 
@@ -96,26 +116,52 @@ def draw_comparison(compared: Sequence[ComparedRun], *, title: str) -> Figure:
         for name, axes, strip in _add_panels(figure, bottom=0.83 + table_height):
             is_accuracy = name == "accuracy"
             shown = [column[f"val_{name}"] for column in columns]
-            _set_value_range(axes, np.concatenate(shown if is_accuracy else [
-                *shown, *(column["train_loss"] for column in columns)]), is_accuracy=is_accuracy)  # fmt: skip
+            _set_value_range(
+                axes,
+                np.concatenate(shown if is_accuracy else [*shown, *(column["train_loss"] for column in columns)]),
+                is_accuracy=is_accuracy,
+            )
             _set_epochs(strip, min(float(column["epoch"][0]) for column in columns), last_epoch)
             for position, (column, color) in enumerate(zip(columns, RUN_COLORS, strict=False)):
                 style: dict[str, Any] = {"color": color, "zorder": 3 - position / 10}  # the first lies on top
                 marker = "o" if last_epoch <= 10 or len(column["epoch"]) == 1 else ""
-                axes.plot(column["epoch"], column[f"val_{name}"], linewidth=1.8 if len(compared) <= 4 else 1.2,
-                          marker=marker, markersize=4, gid=f"{name}-validation-{position + 1}", **style)  # fmt: skip
+                axes.plot(
+                    column["epoch"],
+                    column[f"val_{name}"],
+                    linewidth=1.8 if len(compared) <= 4 else 1.2,
+                    marker=marker,
+                    markersize=4,
+                    gid=f"{name}-validation-{position + 1}",
+                    **style,
+                )
                 if not is_accuracy:
-                    axes.plot(column["epoch"], column["train_loss"], linewidth=0.8, linestyle=(0, (3, 1.5)),
-                              gid=f"loss-training-{position + 1}", **style)  # fmt: skip
+                    axes.plot(
+                        column["epoch"],
+                        column["train_loss"],
+                        linewidth=0.8,
+                        linestyle=(0, (3, 1.5)),
+                        gid=f"loss-training-{position + 1}",
+                        **style,
+                    )
                 peak = float(column["lr"].max())
-                strip.plot(column["epoch"], column["lr"] / (peak or 1), linewidth=1.2, drawstyle="steps-mid",
-                           marker=marker, markersize=3, **style)  # fmt: skip
+                strip.plot(
+                    column["epoch"],
+                    column["lr"] / (peak or 1),
+                    linewidth=1.2,
+                    drawstyle="steps-mid",
+                    marker=marker,
+                    markersize=3,
+                    **style,
+                )
             _set_learning_rates(strip, {0: "0", 1: "peak"}, "learning\nrate")
             ends = [(column["epoch"][-1], values[-1]) for column, values in zip(columns, shown, strict=True)]
             _label_ends(axes, ends, is_accuracy=is_accuracy)
         _add_rows(figure, compared, columns, top=0.2 + table_height)
-        add_caption(figure, "Solid: validation, on clean images after the epoch. Dashed: training loss, on augmented "
-                            "images while the weights still change.")
+        add_caption(
+            figure,
+            "Solid: validation, on clean images after the epoch. Dashed: training loss, on augmented "
+            "images while the weights still change.",
+        )
     return figure
 
 
@@ -132,8 +178,17 @@ def _best(column: Mapping[str, Column]) -> int:
 def _add_panels(figure: Figure, bottom: float) -> list[tuple[str, Axes, Axes]]:
     """Axes for the loss and for the accuracy, each above some for the learning rate; `bottom` inches stay free."""
     height = figure.get_figheight()
-    grid = figure.add_gridspec(2, 2, height_ratios=(5, 1), hspace=0.14, wspace=0.53, left=0.068, right=0.894,
-                               bottom=bottom / height, top=1 - 0.974 / height)  # fmt: skip
+    grid = figure.add_gridspec(
+        2,
+        2,
+        height_ratios=(5, 1),
+        hspace=0.14,
+        wspace=0.53,
+        left=0.068,
+        right=0.894,
+        bottom=bottom / height,
+        top=1 - 0.974 / height,
+    )
     panels = []
     for panel, name in enumerate(("loss", "accuracy")):
         axes = figure.add_subplot(grid[0, panel])
@@ -151,8 +206,15 @@ def _plot_curves(axes: Axes, epochs: Column, train: Column, val: Column, *, name
     for height, kind, values, color in zip(
         _spread(heights, gap=0.15), ("training", "validation"), (train, val), (VERMILLION, BLUE), strict=True
     ):
-        axes.text(1.035, height, f"{kind}\n{_format_value(values[-1], is_accuracy=name == 'accuracy')}", color=color,
-                  va="center", linespacing=1.25, transform=axes.transAxes)  # fmt: skip
+        axes.text(
+            1.035,
+            height,
+            f"{kind}\n{_format_value(values[-1], is_accuracy=name == 'accuracy')}",
+            color=color,
+            va="center",
+            linespacing=1.25,
+            transform=axes.transAxes,
+        )
 
 
 def _set_value_range(axes: Axes, values: Column, *, is_accuracy: bool) -> None:
@@ -196,10 +258,19 @@ def _label_best(axes: Axes, epochs: Column, curves: Sequence[Column], best: int,
     is_near = np.abs(epochs[beside] - epochs[best]) <= max(0.4 * (right - left), 1)  # as wide as the text, or one epoch
     lowest = min(values[beside][is_near].min() for values in curves)
     is_taken = (lowest - bottom) / (top - bottom) < 0.25  # then the curves are flat, and the top is free
-    axes.annotate(text, (epochs[best], 0.95 if is_taken else 0.05), xycoords=("data", "axes fraction"),
-                  xytext=(-6 if is_late else 6, 0), textcoords="offset points", ha="right" if is_late else "left",
-                  va="top" if is_taken else "bottom", linespacing=1.3, zorder=3,
-                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5}, gid="best-label")  # fmt: skip
+    axes.annotate(
+        text,
+        (epochs[best], 0.95 if is_taken else 0.05),
+        xycoords=("data", "axes fraction"),
+        xytext=(-6 if is_late else 6, 0),
+        textcoords="offset points",
+        ha="right" if is_late else "left",
+        va="top" if is_taken else "bottom",
+        linespacing=1.3,
+        zorder=3,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+        gid="best-label",
+    )
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, float]], *, is_accuracy: bool) -> None:
@@ -209,16 +280,30 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float]], *, is_accuracy:
     for position, ((epoch, value), height, label_height) in enumerate(
         zip(ends, heights, _spread(heights, gap=0.058), strict=True)
     ):
-        axes.plot(((epoch - left) / (right - left), 1.0, 1.05), (height, height, label_height), linewidth=0.9,
-                  linestyle=(0, (1, 1.5)), color=RUN_COLORS[position], transform=axes.transAxes, clip_on=False,
-                  zorder=1)  # fmt: skip
+        axes.plot(
+            ((epoch - left) / (right - left), 1.0, 1.05),
+            (height, height, label_height),
+            linewidth=0.9,
+            linestyle=(0, (1, 1.5)),
+            color=RUN_COLORS[position],
+            transform=axes.transAxes,
+            clip_on=False,
+            zorder=1,
+        )
         axes.text(1.065, label_height, f"{position + 1}", weight="bold", va="center", transform=axes.transAxes)
-        axes.text(1.11, label_height, _format_value(value, is_accuracy=is_accuracy), va="center", color=MUTED,
-                  transform=axes.transAxes)  # fmt: skip
+        axes.text(
+            1.11,
+            label_height,
+            _format_value(value, is_accuracy=is_accuracy),
+            va="center",
+            color=MUTED,
+            transform=axes.transAxes,
+        )
 
 
-def _add_rows(figure: Figure, compared: Sequence[ComparedRun], columns: Sequence[Mapping[str, Column]], top: float
-              ) -> None:  # fmt: skip
+def _add_rows(
+    figure: Figure, compared: Sequence[ComparedRun], columns: Sequence[Mapping[str, Column]], top: float
+) -> None:
     """A row for each run: number, colour, name, details and best validation accuracy; `top` in inches from below."""
     height = figure.get_figheight()
 
@@ -235,8 +320,13 @@ def _add_rows(figure: Figure, compared: Sequence[ComparedRun], columns: Sequence
         figure.add_artist(swatch)
         add_text(0.72, line, _shorten(run.name, 28), gid=f"name-{line}")
         add_text(2.75, line, _shorten(run.details, 62), color=MUTED, fontsize=7.5)
-        add_text(right, line, f"{column['val_accuracy'][best]:.2%}, epoch {column['epoch'][best]:.0f}", ha="right",
-                 gid=f"best-{line}")  # fmt: skip
+        add_text(
+            right,
+            line,
+            f"{column['val_accuracy'][best]:.2%}, epoch {column['epoch'][best]:.0f}",
+            ha="right",
+            gid=f"best-{line}",
+        )
 
 
 def _heights(axes: Axes, values: Sequence[float]) -> list[float]:

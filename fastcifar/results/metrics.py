@@ -54,15 +54,18 @@ def class_scores(counts: NDArray[np.int64]) -> list[dict[str, Any]]:
 
     rows = []
     for label, name in enumerate(CLASSES):
-        hits, num_images, num_predicted = (int(n) for n in (counts[label, label], counts[label].sum(),
-                                                            counts[:, label].sum()))  # fmt: skip
-        rows.append({
-            "class": name,
-            "num_images": num_images,
-            "precision": share(hits, num_predicted),
-            "recall": share(hits, num_images),
-            "f1": share(2 * hits, num_images + num_predicted),
-        })  # fmt: skip
+        hits, num_images, num_predicted = (
+            int(n) for n in (counts[label, label], counts[label].sum(), counts[:, label].sum())
+        )
+        rows.append(
+            {
+                "class": name,
+                "num_images": num_images,
+                "precision": share(hits, num_predicted),
+                "recall": share(hits, num_images),
+                "f1": share(2 * hits, num_images + num_predicted),
+            }
+        )
     return rows
 
 
@@ -78,5 +81,6 @@ def top_confusions(counts: NDArray[np.int64], num_confusions: int) -> Sequence[d
     cells = [divmod(int(cell), NUM_CLASSES) for cell in order]
     return [
         {"label": CLASSES[label], "predicted": CLASSES[predicted], "count": int(mistakes[label, predicted])}
-        for label, predicted in cells if mistakes[label, predicted]
-    ]  # fmt: skip
+        for label, predicted in cells
+        if mistakes[label, predicted]
+    ]

@@ -75,10 +75,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, label: str, 
 
 def cards(facts: Iterable[tuple[str, str, str]]) -> Html:
     """Facts to be seen first: name, value, and a few words about it."""
-    return Html('<dl class="cards">\n' + "".join(
-        f"<div><dt>{escaped(name)}</dt><dd><strong>{escaped(value)}</strong>{escaped(words)}</dd></div>\n"
-        for name, value, words in facts
-    ) + "</dl>\n")  # fmt: skip
+    return Html(
+        '<dl class="cards">\n'
+        + "".join(
+            f"<div><dt>{escaped(name)}</dt><dd><strong>{escaped(value)}</strong>{escaped(words)}</dd></div>\n"
+            for name, value, words in facts
+        )
+        + "</dl>\n"
+    )
 
 
 def picture(svg: bytes, description: str) -> Html:

@@ -16,11 +16,11 @@ from fastcifar.errors import FastcifarError
 from fastcifar.files import replacing
 from fastcifar.recipes import RECIPES
 from fastcifar.results import page
-from fastcifar.results import run_dir as runs
 from fastcifar.results.charts import comparison_figure, describe_run, left_out, name_runs, run_figures
 from fastcifar.results.metrics import wilson_interval
 from fastcifar.results.page import Html
-from fastcifar.results.run_list import list_runs
+from fastcifar.results.records import CONFIG_FILE, RESULTS_FILE, read_config, read_metrics, read_results
+from fastcifar.results.run_dir import list_runs
 from fastcifar.results.style import as_svg
 
 _NOT_SETTINGS = ("environment", "begun", "resumed")
@@ -94,16 +94,17 @@ def build_report(run_dirs: Sequence[Path]) -> str:
 
 
 def _read(run_dir: Path, name: str, anchor: str) -> _Run:
-    config, metrics = runs.read_config(run_dir), runs.read_metrics(run_dir)
-    results = runs.read_results(run_dir) if (run_dir / runs.RESULTS).exists() else None
+    config, metrics = read_config(run_dir), read_metrics(run_dir)
+    results = read_results(run_dir) if (run_dir / RESULTS_FILE).exists() else None
     state = list_runs(run_dir)[0].state
     if state == "damaged":
-        raise FastcifarError(f"{run_dir / runs.CONFIG} is damaged: it does not say when the run was begun")
+        raise FastcifarError(f"{run_dir / CONFIG_FILE} is damaged: it does not say when the run was begun")
     return _Run(run_dir, name, anchor, state, config, metrics, results, run_figures(run_dir))
 
 
 def _describe(run: _Run, level: int) -> list[Html]:
     """All about one run."""
+
     def section(heading: str, *parts: str) -> Html:
         return page.section(heading, *parts, anchor=f"{run.anchor}-{heading.lower()}", level=level)
 
@@ -117,50 +118,78 @@ def _describe(run: _Run, level: int) -> list[Html]:
         *_summary(run),
         section("Charts", *charts),
         section("Throughput", *_throughput(run)),
-        section("Settings", page.table(["setting", "value"], page.nested_rows(run.settings), label="Settings",
-                                       num_text_columns=2)),
+        section(
+            "Settings",
+            page.table(["setting", "value"], page.nested_rows(run.settings), label="Settings", num_text_columns=2),
+        ),
         section("Environment", *_environment(run)),
-    ]  # fmt: skip
+    ]
 
 
 def _summary(run: _Run) -> list[Html]:
     best = max(run.metrics, key=lambda line: line["val_accuracy"])  # the first of equals
     parts = [page.paragraph(" · ".join(filter(None, run.parts.values())))]
     rates = [line["img_per_s"] for line in run.metrics]
-    speed = ("Throughput", f"{run.img_per_s:,.0f} img/s",
-             f"training, median of {_count(len(rates), 'epoch')} ({min(rates):,.0f} to {max(rates):,.0f})")  # fmt: skip
+    speed = (
+        "Throughput",
+        f"{run.img_per_s:,.0f} img/s",
+        f"training, median of {_count(len(rates), 'epoch')} ({min(rates):,.0f} to {max(rates):,.0f})",
+    )
     published = run.config.get("published_accuracy")
-    authors = [("Published", f"{published:.0%}", "by the recipe's authors, very likely on augmented images")
-               ] if type(published) is float else []  # fmt: skip
+    authors = (
+        [("Published", f"{published:.0%}", "by the recipe's authors, very likely on augmented images")]
+        if type(published) is float
+        else []
+    )
     if run.results is None:
         parts += [
             _unfinished(run),
-            page.cards([("Best validation accuracy so far", f"{best['val_accuracy']:.2%}",
-                         f"epoch {best['epoch'] + 1:.0f}"), *authors, speed]),
-        ]  # fmt: skip
+            page.cards(
+                [
+                    (
+                        "Best validation accuracy so far",
+                        f"{best['val_accuracy']:.2%}",
+                        f"epoch {best['epoch'] + 1:.0f}",
+                    ),
+                    *authors,
+                    speed,
+                ]
+            ),
+        ]
         return parts
     num_images, row = run.results["num_test_images"], run.results["best"]
     of = f"best weights (epoch {row['epoch'] + 1:.0f}), {_count(num_images, 'image')}"
-    parts.append(page.cards([
-        (name, f"{row[key]:.2%}", f"95% interval {_interval(row[key], num_images)}; {of}")
-        for name, key in (("Test accuracy, clean", "test_accuracy"),
-                          ("Test accuracy, augmented", "test_accuracy_augmented"))
-    ] + [*authors, speed]))  # fmt: skip
-    recipe, num_train = RECIPES.get(run.config["recipe"]), cifar10.CONTENT.num_train
-    epochs, train_images = run.config["epochs"], run.config["train_images"]
-    if recipe is not None and (epochs < recipe.epochs or train_images < num_train):
-        parts.append(page.paragraph(
-            f"A short run: {epochs} of the recipe's {recipe.epochs} epochs, {train_images:,} of {num_train:,} training "
-            "images. The published accuracy is of the whole recipe."
-        ))  # fmt: skip
-    parts.append(page.table(
-        ["weights", "validation", "test, clean", "test, augmented"],
-        [
-            [f"{which} (epoch {row['epoch'] + 1:.0f})", f"{row['val_accuracy']:.2%}", *_accuracies(row, num_images)]
-            for which, row in (("best", run.results["best"]), ("last", run.results["last"]))
-        ],
-        label="Accuracies",
-    ))  # fmt: skip
+    parts.append(
+        page.cards(
+            [
+                (name, f"{row[key]:.2%}", f"95% interval {_interval(row[key], num_images)}; {of}")
+                for name, key in (
+                    ("Test accuracy, clean", "test_accuracy"),
+                    ("Test accuracy, augmented", "test_accuracy_augmented"),
+                )
+            ]
+            + [*authors, speed]
+        )
+    )
+    recipe, num_train = RECIPES.get(run.config["recipe"]), cifar10.SPEC.num_train
+    epochs, train_size = run.config["epochs"], run.config["num_train_images"]
+    if recipe is not None and (epochs < recipe.epochs or train_size < num_train):
+        parts.append(
+            page.paragraph(
+                f"A short run: {epochs} of the recipe's {recipe.epochs} epochs, {train_size:,} of {num_train:,} "
+                "training images. The published accuracy is of the whole recipe."
+            )
+        )
+    parts.append(
+        page.table(
+            ["weights", "validation", "test, clean", "test, augmented"],
+            [
+                [f"{which} (epoch {row['epoch'] + 1:.0f})", f"{row['val_accuracy']:.2%}", *_accuracies(row, num_images)]
+                for which, row in (("best", run.results["best"]), ("last", run.results["last"]))
+            ],
+            label="Accuracies",
+        )
+    )
     return parts
 
 
@@ -179,22 +208,41 @@ def _throughput(run: _Run) -> list[Html]:
     total = f"{_count(len(seconds), 'epoch')} took {_duration(sum(seconds))}"
     if run.results is not None and type(run.results.get("seconds")) is float:
         total += f", the whole run {_duration(run.results['seconds'])}"
-    columns = ["epoch", "train loss", "train accuracy", "validation loss", "validation accuracy", "learning rate",
-               "img/s", "seconds"]  # fmt: skip
+    columns = [
+        "epoch",
+        "train loss",
+        "train accuracy",
+        "validation loss",
+        "validation accuracy",
+        "learning rate",
+        "img/s",
+        "seconds",
+    ]
     lines = [
-        [f"{line['epoch'] + 1:.0f}", f"{line['train_loss']:.4f}", f"{line['train_accuracy']:.2%}",
-         f"{line['val_loss']:.4f}", f"{line['val_accuracy']:.2%}", f"{line['lr']:.3g}", f"{line['img_per_s']:,.0f}",
-         f"{line['seconds']:,.1f}"]
+        [
+            f"{line['epoch'] + 1:.0f}",
+            f"{line['train_loss']:.4f}",
+            f"{line['train_accuracy']:.2%}",
+            f"{line['val_loss']:.4f}",
+            f"{line['val_accuracy']:.2%}",
+            f"{line['lr']:.3g}",
+            f"{line['img_per_s']:,.0f}",
+            f"{line['seconds']:,.1f}",
+        ]
         for line in run.metrics
-    ]  # fmt: skip
+    ]
     return [
-        page.table(["", "median", "least", "greatest"], [
-            row("training, img/s", [line["img_per_s"] for line in run.metrics], 0),
-            row("epoch with validation, s", seconds, 1),
-        ], label="Throughput"),
+        page.table(
+            ["", "median", "least", "greatest"],
+            [
+                row("training, img/s", [line["img_per_s"] for line in run.metrics], 0),
+                row("epoch with validation, s", seconds, 1),
+            ],
+            label="Throughput",
+        ),
         page.paragraph(f"{total}."),
         page.folded("Every epoch", page.table(columns, lines, label="Every epoch")),
-    ]  # fmt: skip
+    ]
 
 
 def _environment(run: _Run) -> list[Html]:
@@ -209,10 +257,12 @@ def _environment(run: _Run) -> list[Html]:
             environment = part.get("environment")
             is_other = isinstance(environment, dict) and environment != run.environment
             shown += [
-                page.paragraph(f"Resumed after {_count(part.get('num_epochs'), 'epoch')}"
-                               + (":" if is_other else " in the same environment:")),
+                page.paragraph(
+                    f"Resumed after {_count(part.get('num_epochs'), 'epoch')}"
+                    + (":" if is_other else " in the same environment:")
+                ),
                 show(part.get("begun"), dict(environment or {}) if is_other else {}),
-            ]  # fmt: skip
+            ]
     return shown
 
 
@@ -222,28 +272,56 @@ def _compare(reported: Sequence[_Run]) -> list[Html]:
     for run in reported:
         num_images = run.results["num_test_images"] if run.results else 0
         accuracies = _accuracies(run.results["best"], num_images) if run.results else ["", ""]
-        rows.append([
-            page.link(run.anchor, run.name), run.state, run.config["recipe"], str(run.config["seed"]),
-            f"{len(run.metrics)}/{run.config['epochs']}", f"{max(line['val_accuracy'] for line in run.metrics):.2%}",
-            *accuracies, f"{run.img_per_s:,.0f}", _duration(sum(line["seconds"] for line in run.metrics)),
-        ])  # fmt: skip
-    columns = ["run", "state", "recipe", "seed", "epochs", "best validation", "test, clean", "test, augmented", "img/s",
-               "time"]  # fmt: skip
+        rows.append(
+            [
+                page.link(run.anchor, run.name),
+                run.state,
+                run.config["recipe"],
+                str(run.config["seed"]),
+                f"{len(run.metrics)}/{run.config['epochs']}",
+                f"{max(line['val_accuracy'] for line in run.metrics):.2%}",
+                *accuracies,
+                f"{run.img_per_s:,.0f}",
+                _duration(sum(line["seconds"] for line in run.metrics)),
+            ]
+        )
+    columns = [
+        "run",
+        "state",
+        "recipe",
+        "seed",
+        "epochs",
+        "best validation",
+        "test, clean",
+        "test, augmented",
+        "img/s",
+        "time",
+    ]
     figure = comparison_figure([run.path for run in reported])
     described = [dict(page.nested_rows(run.settings | {"environment": run.environment})) for run in reported]
     names = list(dict.fromkeys(name for each in described for name in each))
     differing = [
         [name, *(each.get(name, "-") for each in described)]
-        for name in names if len({each.get(name) for each in described}) > 1
-    ]  # fmt: skip
+        for name in names
+        if len({each.get(name) for each in described}) > 1
+    ]
     return [
         page.table(columns, rows, label="Runs", num_text_columns=3),
         page.picture(as_svg(figure), f"Validation loss and accuracy over the epochs. {figure.get_label()}."),
         page.section("Over seeds", *_over_seeds(reported), anchor="over-seeds"),
-        page.section("What differs", page.table(["", *(run.name for run in reported)], differing, label="What differs",
-                                                num_text_columns=len(reported) + 1)
-                     if differing else page.paragraph("Neither settings nor environment."), anchor="what-differs"),
-    ]  # fmt: skip
+        page.section(
+            "What differs",
+            page.table(
+                ["", *(run.name for run in reported)],
+                differing,
+                label="What differs",
+                num_text_columns=len(reported) + 1,
+            )
+            if differing
+            else page.paragraph("Neither settings nor environment."),
+            anchor="what-differs",
+        ),
+    ]
 
 
 def _over_seeds(reported: Sequence[_Run]) -> list[Html]:
@@ -256,22 +334,30 @@ def _over_seeds(reported: Sequence[_Run]) -> list[Html]:
     rows = []
     for group in groups.values():
         best = [run.results["best"] for run in group if run.results is not None]
-        rows.append([
-            Html(", ".join(page.link(run.anchor, run.name) for run in group)),
-            str(len(group)), ", ".join(str(run.config["seed"]) for run in group),
-            *(_mean_and_std([100 * row[key] for row in best], "{:.2f}%")
-              for key in ("test_accuracy", "test_accuracy_augmented")),
-            _mean_and_std([run.img_per_s for run in group], "{:,.0f}"),
-        ])  # fmt: skip
+        rows.append(
+            [
+                Html(", ".join(page.link(run.anchor, run.name) for run in group)),
+                str(len(group)),
+                ", ".join(str(run.config["seed"]) for run in group),
+                *(
+                    _mean_and_std([100 * row[key] for row in best], "{:.2f}%")
+                    for key in ("test_accuracy", "test_accuracy_augmented")
+                ),
+                _mean_and_std([run.img_per_s for run in group], "{:,.0f}"),
+            ]
+        )
     if not rows:
         return [page.paragraph("None of the runs is finished.")]
     return [
-        page.paragraph("Finished runs that share settings and environment, all but the seed: mean ± sample standard "
-                       "deviation of their n results with the best weights. A seed that comes twice tells little more "
-                       "than once."),
-        page.table(["runs", "n", "seeds", "test, clean", "test, augmented", "img/s"], rows,
-                   label="Mean and standard deviation"),
-    ]  # fmt: skip
+        page.paragraph(
+            "Finished runs that share settings and environment, all but the seed: mean ± sample standard "
+            "deviation of their n results with the best weights. A seed that comes twice tells little more "
+            "than once."
+        ),
+        page.table(
+            ["runs", "n", "seeds", "test, clean", "test, augmented", "img/s"], rows, label="Mean and standard deviation"
+        ),
+    ]
 
 
 def _mean_and_std(values: list[float], form: str) -> str:

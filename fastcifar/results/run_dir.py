@@ -1,33 +1,23 @@
-"""The run directory: its settings, environment, metrics and results."""
+"""Run directories: made, locked, taken up again, and listed."""
 
 import contextlib
 import datetime
-import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fastcifar.data import cifar10
-from fastcifar.data.cifar10 import IMAGE_SIZE, NUM_CLASSES, Images, Labels
 from fastcifar.errors import FastcifarError
-from fastcifar.files import is_leftover, locked, read_json, read_text, replacing, write_json, writing
-from fastcifar.machine import describe_environment
-
-CONFIG, METRICS, RESULTS = "config.json", "metrics.jsonl", "results.json"
-PREDICTIONS, BEST, LAST = "predictions.npz", "best.pt", "last.pt"
-
-# What others rely on; there is more in both files.
-CONFIG_TYPES = {
-    "recipe": str, "epochs": int, "seed": int, "precision": str, "device_name": str, "train_images": int
-}  # fmt: skip
-METRICS_KEYS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "img_per_s", "seconds")
-RESULTS_KEYS = ("epoch", "val_accuracy", "test_accuracy", "test_accuracy_augmented")
-_FLOAT32_MAX = 3.4028234663852886e38  # what is measured is no greater, and can be drawn
+from fastcifar.files import is_leftover, locked, writing
+from fastcifar.results.records import (
+    CONFIG_FILE,
+    LAST_FILE,
+    METRICS_FILE,
+    RESULTS_FILE,
+    read_config,
+    read_metrics,
+    read_results,
+)
 
 
 def check_unused(out: Path) -> None:
@@ -44,7 +34,7 @@ def check_unused(out: Path) -> None:
 
 def is_stopped(run_dir: Path) -> bool:
     """Whether a run was begun there that can go on."""
-    return (run_dir / LAST).exists() and not (run_dir / RESULTS).exists()
+    return (run_dir / LAST_FILE).exists() and not (run_dir / RESULTS_FILE).exists()
 
 
 @contextlib.contextmanager
@@ -79,10 +69,10 @@ def interrupted_run_dir(run_dir: Path) -> Iterator[None]:
     if not run_dir.is_dir():
         raise FastcifarError(f"{run_dir} is no run directory: there is no such folder")
     with locked(run_dir, f"{run_dir} is still being trained by another process"):
-        if (run_dir / RESULTS).exists():
+        if (run_dir / RESULTS_FILE).exists():
             raise FastcifarError(f"{run_dir} is finished: there is nothing left to do")
-        if not (run_dir / LAST).exists():
-            raise FastcifarError(f"{run_dir} holds no {LAST} to go on from: start the run anew")
+        if not (run_dir / LAST_FILE).exists():
+            raise FastcifarError(f"{run_dir} holds no {LAST_FILE} to go on from: start the run anew")
         _remove_leftovers(run_dir)
         yield
 
@@ -95,155 +85,76 @@ def _remove_leftovers(run_dir: Path) -> None:
                     path.unlink()
 
 
-def write_metrics(run_dir: Path, metrics: list[dict[str, Any]]) -> None:
-    """Write `metrics.jsonl`, a line an epoch; whole at every moment, because it is replaced."""
-    with replacing(run_dir / METRICS) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in metrics), encoding="utf-8")
-
-
-def is_metrics(line: Any) -> bool:
-    """Whether it is one epoch's metrics: a dict with the keys that others rely on, each a number in float32's range."""
-    return isinstance(line, dict) and all(_is_finite(line.get(key)) for key in METRICS_KEYS)
-
-
-def _is_row(row: Any) -> bool:
-    return (
-        isinstance(row, dict)
-        and all(_is_finite(row.get(key)) for key in RESULTS_KEYS)
-        and all(0 <= row[key] <= 1 for key in RESULTS_KEYS[1:])
-    )
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= _FLOAT32_MAX
-
-
-def write_config(run_dir: Path, settings: dict[str, Any], *, resumed_at: int | None = None) -> None:
-    """Write `config.json`: all resolved settings, and the machine and versions they ran on.
-
-    Args:
-        run_dir: the run's.
-        settings: as `Settings.as_config` gives them.
-        resumed_at: for a run that goes on, the number of epochs it had; its environments are kept side by side.
-    """
-    begun = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    here: dict[str, Any] = {"begun": begun, "environment": describe_environment()}
-    if resumed_at is not None:
-        with contextlib.suppress(FastcifarError):  # a run that was killed early has none yet
-            before = read_config(run_dir)
-            parts = before["resumed"] if isinstance(before.get("resumed"), list) else []
-            parts.append({"num_epochs": resumed_at, **here})
-            here = {"begun": before.get("begun"), "environment": before.get("environment"), "resumed": parts}
-    write_json(run_dir / CONFIG, {**settings, **here})
-
-
-def write_results(run_dir: Path, results: dict[str, Any]) -> None:
-    """Write `results.json`."""
-    write_json(run_dir / RESULTS, results)
-
-
-def read_config(run_dir: Path) -> dict[str, Any]:
-    """Read `config.json`.
-
-    Raises:
-        FastcifarError: it is missing or damaged, or was not written by a run.
-    """
-    path = run_dir / CONFIG
-    config = read_json(path)
-    given = config if isinstance(config, dict) else {}
-    missing = [key for key, kind in CONFIG_TYPES.items() if type(given.get(key)) is not kind]
-    if missing:
-        raise FastcifarError(f"{path} is no run's configuration: it lacks {', '.join(missing)}")
-    return dict(given)
-
-
-def read_results(run_dir: Path) -> dict[str, Any]:
-    """Read `results.json`.
-
-    Returns:
-        Under `best` and `last` at least `RESULTS_KEYS`, accuracies 0..1; `num_test_images`, at least 1; `img_per_s`.
-
-    Raises:
-        FastcifarError: it is missing or damaged.
-    """
-    path = run_dir / RESULTS
-    results = read_json(path)
-    sound = (
-        isinstance(results, dict)
-        and all(_is_row(results.get(name)) for name in ("best", "last"))
-        and type(results.get("num_test_images")) is int
-        and 1 <= results["num_test_images"] <= cifar10.CONTENT.num_test
-        and _is_finite(results.get("img_per_s"))
-    )
-    if not sound:
-        raise FastcifarError(f"{path} is damaged: it holds no run's results")
-    return dict(results)
-
-
-def read_metrics(run_dir: Path) -> list[dict[str, float]]:
-    """Read the lines of `metrics.jsonl`, at least one.
-
-    Raises:
-        FastcifarError: it is missing, empty or damaged.
-    """
-    path = run_dir / METRICS
-    metrics = []
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
-        try:
-            values = json.loads(line)
-        except (ValueError, RecursionError):
-            values = None
-        if not is_metrics(values):
-            raise FastcifarError(f"{path} is damaged: line {number} is no epoch's metrics")
-        metrics.append({key: float(values[key]) for key in METRICS_KEYS})
-    if not metrics:
-        raise FastcifarError(f"{path} has no lines: the run finished no epoch")
-    return metrics
-
-
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """What a model made of the test split.
+@dataclass(frozen=True)
+class RunSummary:
+    """One run.
 
     Attributes:
-        images: `(N, 32, 32, 3)` uint8, N at least 1.
-        labels: `(N,)` uint8 in 0..9.
-        logits: `(N, 10)` float32, finite.
+        path: its directory.
+        state: "finished", "running", "stopped" (it can be resumed) or "damaged".
+        recipe: by name.
+        num_epochs: that are finished.
+        epochs: that it was to have.
+        seed: of the run.
+        test_accuracy: of the best weights, clean, once it is finished.
+        img_per_s: the epochs' median, once it is finished.
+        begun: when it was begun, local time.
     """
 
-    images: Images
-    labels: Labels
-    logits: NDArray[np.float32]
+    path: Path
+    state: str
+    recipe: str = "?"
+    num_epochs: int = 0
+    epochs: int = 0
+    seed: int | None = None
+    test_accuracy: float | None = None
+    img_per_s: float | None = None
+    begun: datetime.datetime | None = None
 
 
-def write_predictions(run_dir: Path, predictions: Predictions) -> None:
-    """Write `predictions.npz`."""
-    with replacing(run_dir / PREDICTIONS) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, images=predictions.images, labels=predictions.labels, logits=predictions.logits)
-
-
-def read_predictions(run_dir: Path) -> Predictions:
-    """Read `predictions.npz`.
+def list_runs(folder: Path) -> list[RunSummary]:
+    """The runs directly in a folder, or the folder itself if it is one; the newest first.
 
     Raises:
-        FastcifarError: it is missing or damaged.
+        FastcifarError: there is no such folder, or it cannot be read.
     """
-    path = run_dir / PREDICTIONS
+    if _is_run(folder):
+        return [_summarise(folder)]
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:  # numpy leaves a bad file open
-            images, labels, logits = arrays["images"], arrays["labels"], arrays["logits"]
-    except FileNotFoundError as error:
-        raise FastcifarError(f"{path} is missing: the run was not finished") from error
-    except Exception as error:  # a damaged archive raises whatever its parser meets
-        raise FastcifarError(f"{path} is damaged: it is no archive of images, labels and logits") from error
-    num_images = len(labels) if labels.ndim == 1 else -1
-    for name, array, dtype, shape in (
-        ("labels", labels, np.uint8, (num_images,)),
-        ("images", images, np.uint8, (num_images, IMAGE_SIZE, IMAGE_SIZE, 3)),
-        ("logits", logits, np.float32, (num_images, NUM_CLASSES)),
-    ):
-        if array.dtype != dtype or array.shape != shape or num_images < 1:
-            raise FastcifarError(f"{path} is damaged: its {name} are {array.dtype} {array.shape}")
-    if labels.max() >= NUM_CLASSES or not np.isfinite(logits).all():
-        raise FastcifarError(f"{path} is damaged: a label is not 0..9, or a logit is no finite number")
-    return Predictions(images, labels, logits)
+        found = [_summarise(path) for path in folder.iterdir() if path.is_dir() and _is_run(path)]
+    except OSError as error:
+        raise FastcifarError(f"cannot read {folder}: {error.strerror}") from error
+    return sorted(found, key=lambda run: (run.begun.timestamp() if run.begun else 0.0, str(run.path)), reverse=True)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).exists() and (folder / METRICS_FILE).exists()
+
+
+def _summarise(path: Path) -> RunSummary:
+    try:
+        config = read_config(path)
+        lines = (path / METRICS_FILE).read_text(encoding="utf-8")
+        metrics = read_metrics(path) if lines else []
+        results = read_results(path) if (path / RESULTS_FILE).exists() else None
+        return RunSummary(
+            path=path,
+            state="finished" if results is not None else "stopped" if _is_free(path) else "running",
+            recipe=config["recipe"],
+            num_epochs=len(metrics),
+            epochs=config["epochs"],
+            seed=config["seed"],
+            test_accuracy=None if results is None else float(results["best"]["test_accuracy"]),
+            img_per_s=None if results is None else float(results["img_per_s"]),
+            begun=datetime.datetime.fromisoformat(config["begun"]) if config.get("begun") else None,
+        )
+    except (FastcifarError, OSError, KeyError, TypeError, ValueError):
+        return RunSummary(path=path, state="damaged")
+
+
+def _is_free(path: Path) -> bool:
+    try:
+        with locked(path, "busy"):
+            return True
+    except FastcifarError:
+        return False

@@ -20,13 +20,28 @@ INK, MUTED, FAINT, GRID = "#24292F", "#57606A", "#D0D7DE", "#EAEEF2"
 WIDTH = 8.0  # inches; 800 px in a README, drawn at twice that for sharp screens
 MARGIN = 0.17  # inches
 STYLE: dict[Any, Any] = {
-    "font.family": ["DejaVu Sans"], "font.size": 8.5, "text.color": INK, "text.parse_math": False,
-    "figure.facecolor": "white", "axes.facecolor": "white", "axes.edgecolor": FAINT, "axes.labelcolor": MUTED,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True, "axes.grid": False,
-    "grid.color": GRID, "grid.linewidth": 0.8, "grid.linestyle": "-",
-    "xtick.color": FAINT, "ytick.color": FAINT, "xtick.labelcolor": MUTED, "ytick.labelcolor": MUTED,
-    "xtick.labelsize": 8.0, "ytick.labelsize": 8.0,
-}  # fmt: skip
+    "font.family": ["DejaVu Sans"],
+    "font.size": 8.5,
+    "text.color": INK,
+    "text.parse_math": False,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "grid.linestyle": "-",
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+}
 
 _DPI = 200
 # Letters as paths look the same everywhere; without date and with ids of its own the same figure is the same file.
@@ -51,8 +66,9 @@ def build_figure(height: float, headline: str, title: str) -> Figure:
 
 def add_caption(figure: Figure, text: str) -> None:
     """Small print at a figure's foot."""
-    figure.text(MARGIN / WIDTH, 0.13 / figure.get_figheight(), text, fontsize=7.5, color=MUTED, va="bottom",
-                linespacing=1.4)  # fmt: skip
+    figure.text(
+        MARGIN / WIDTH, 0.13 / figure.get_figheight(), text, fontsize=7.5, color=MUTED, va="bottom", linespacing=1.4
+    )
 
 
 def as_png(figure: Figure) -> bytes:

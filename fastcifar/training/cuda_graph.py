@@ -8,7 +8,7 @@ from torch import Tensor
 _WARM_UPS = 3  # on a stream of their own, as torch's notes on CUDA graphs ask for
 
 
-class CapturedStep:
+class CudaGraphStep:
     """Replays `run(images, labels)` on whatever batch it is given.
 
     Recording runs `run` three times and captures a fourth, so what those runs change is the caller's to restore, in

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastcifar.data.cifar10 import NUM_CLASSES
-from fastcifar.data.prepare import Split
+from fastcifar.data.folder import Split
 from fastcifar.distributed import ALONE, World
-from fastcifar.pipeline.augment import build_geometry, choose_subset, draw_params, gather_augmented, normalise
+from fastcifar.kernels.gather import gather_augmented, normalise
+from fastcifar.pipeline.augment import affine_coeffs, choose_subset, sample_augmentation
 from fastcifar.recipes import Recipe
 
 _MAX_BATCH_SIZE = 500  # divides 5,000; a batch that is not full is filled up, so one shape serves all
@@ -28,7 +29,7 @@ class EvalSet:
     Attributes:
         images: `(N, 32, 32, 3)` uint8.
         labels: `(N,)` int64.
-        geometry: `(N, 9)` int32 of the augmented images, the same for every model of a seed: those of epoch 0.
+        coeffs: `(N, 9)` int32 of the augmented images, the same for every model of a seed: those of epoch 0.
     """
 
     def __init__(self, split: Split, num_images: int, device: torch.device, recipe: Recipe) -> None:
@@ -36,10 +37,10 @@ class EvalSet:
         chosen = choose_subset(indices, num_images)
         self.images = torch.from_numpy(split.images)[chosen].to(device)
         self.labels = torch.from_numpy(split.labels)[chosen].long().to(device)
-        params = draw_params(
+        params = sample_augmentation(
             recipe.seed, 0, indices[chosen], padding=recipe.padding, max_angle_deg=recipe.max_angle_deg
         )
-        self.geometry = build_geometry(params).to(device)
+        self.coeffs = affine_coeffs(params).to(device)
 
 
 @functools.cache
@@ -62,7 +63,7 @@ def compute_logits(
     mean: Tensor,
     std: Tensor,
     precision: str,
-    geometry: Tensor | None = None,
+    coeffs: Tensor | None = None,
     compile: bool = False,  # noqa: A002
     world: World = ALONE,
 ) -> Tensor:
@@ -76,7 +77,7 @@ def compute_logits(
         mean: `(3,)` float32, see `augment.normalise`.
         std: `(3,)` float32.
         precision: "bf16" for autocast, or "fp32".
-        geometry: `(N, 9)` int32 from `augment.build_geometry` to augment the images; None for clean ones.
+        coeffs: `(N, 9)` int32 from `augment.affine_coeffs` to augment the images; None for clean ones.
         compile: whether torch.compile builds the pass, which is worth it where many are made.
         world: whose ranks all call this, with the same arguments.
 
@@ -92,11 +93,11 @@ def compute_logits(
     for start in starts[world.rank :: world.size]:
         # Positions beyond the end repeat the last image; their logits are cut off below.
         positions = torch.arange(start, start + size, device=images.device).clamp_(max=len(images) - 1)
-        batch = images[positions] if geometry is None else gather_augmented(images, positions, geometry[positions])
+        batch = images[positions] if coeffs is None else gather_augmented(images, positions, coeffs[positions])
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits[start : start + size] = classify(model, batch, mean, std)
     model.train(was_training)
-    world.sum(logits)  # of zeros and one rank's
+    world.all_reduce_sum(logits)  # of zeros and one rank's
     return logits[: len(images)]
 
 

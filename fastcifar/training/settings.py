@@ -1,18 +1,18 @@
 """A run's settings: what the user chose, and what was chosen for them."""
 
 import os
-import re
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from fastcifar.data import cifar10
-from fastcifar.distributed import ALONE, World, read_world
-from fastcifar.errors import FastcifarError
+from fastcifar.distributed import World, world_from_env
+from fastcifar.errors import ArgumentError, FastcifarError
 from fastcifar.machine import describe_cpu
 from fastcifar.recipes import RECIPES, Recipe
+from fastcifar.results.records import with_present_names
+from fastcifar.training.device import is_bf16_fast, resolve_device
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Settings:
         loader: "resident" or "streamed".
         num_threads: torch's threads on the CPU.
         num_workers: FFCV's threads, for the streamed loader.
-        train_images: of the training set, the first of a fixed permutation.
-        eval_images: of val and of test each, likewise.
+        num_train_images: of the training set, the first of a fixed permutation.
+        num_eval_images: of val and of test each, likewise.
         deterministic: whether only algorithms are used that give the same bits each time.
         world_size: how many processes train together, each on a device and on an equal share of every batch.
         sync_bn: whether they share batch norm's statistics in training.
@@ -44,8 +44,8 @@ class Settings:
     loader: str
     num_threads: int
     num_workers: int
-    train_images: int
-    eval_images: int
+    num_train_images: int
+    num_eval_images: int
     deterministic: bool
     world_size: int
     sync_bn: bool
@@ -61,8 +61,8 @@ def resolve_settings(
     recipe: Recipe,
     *,
     epochs: int | None = None,
-    train_images: int | None = None,
-    eval_images: int | None = None,
+    num_train_images: int | None = None,
+    num_eval_images: int | None = None,
     global_batch_size: int | None = None,
     seed: int | None = None,
     device: str = "auto",
@@ -77,8 +77,8 @@ def resolve_settings(
     Args:
         recipe: as published.
         epochs: None for the recipe's.
-        train_images: None for all 50,000.
-        eval_images: of val and of test each; None for all 5,000.
+        num_train_images: None for all 50,000.
+        num_eval_images: of val and of test each; None for all 5,000.
         global_batch_size: None for the recipe's.
         seed: None for the recipe's.
         device: "auto" takes CUDA where there is one.
@@ -92,24 +92,24 @@ def resolve_settings(
     Raises:
         FastcifarError: a choice is impossible.
     """
-    content = cifar10.CONTENT
+    content = cifar10.SPEC
     batch_size = recipe.global_batch_size if global_batch_size is None else global_batch_size
     resolved = recipe if epochs is None else recipe.with_epochs(_within("epochs", epochs, 1, 100_000))
     resolved = replace(
         resolved,
-        global_batch_size=_within("batch-size", batch_size, 1, content.num_train),
+        global_batch_size=_within("global_batch_size", batch_size, 1, content.num_train),
         seed=_within("seed", recipe.seed if seed is None else seed, 0, 2**32 - 1),
     )
-    num_train = content.num_train if train_images is None else train_images
-    num_eval = content.num_test // 2 if eval_images is None else eval_images
-    _within("train-images", num_train, resolved.global_batch_size, content.num_train, "(one batch is the least)")
-    _within("eval-images", num_eval, 1, content.num_test // 2)
-    world = read_world()
+    num_train = content.num_train if num_train_images is None else num_train_images
+    num_eval = content.num_test // 2 if num_eval_images is None else num_eval_images
+    _within("num_train_images", num_train, resolved.global_batch_size, content.num_train, "(one batch is the least)")
+    _within("num_eval_images", num_eval, 1, content.num_test // 2)
+    world = world_from_env()
     _check_divides(world, resolved.global_batch_size)
     target = resolve_device(device, world)
     is_cuda = target.type == "cuda"
     if sync_bn and not is_cuda:
-        raise FastcifarError("--sync-bn needs CUDA devices: torch synchronises batch norm on no others")
+        raise ArgumentError("sync_bn", "needs CUDA devices: torch synchronises batch norm on no others")
     return Settings(
         recipe=resolved,
         device=str(target),
@@ -119,8 +119,8 @@ def resolve_settings(
         loader=loader,
         num_threads=torch.get_num_threads(),
         num_workers=_count_workers(world),
-        train_images=num_train,
-        eval_images=num_eval,
+        num_train_images=num_train,
+        num_eval_images=num_eval,
         deterministic=deterministic,
         world_size=world.size,
         sync_bn=sync_bn,
@@ -134,7 +134,7 @@ def parse_settings(config: Any) -> Settings:
         FastcifarError: they are damaged, or of another version.
     """
     try:
-        values = dict(config)
+        values = with_present_names(dict(config))
         names = [field.name for field in fields(Recipe) if field.name != "name"]
         recipe = Recipe(name=values.pop("recipe"), **{name: values.pop(name) for name in names})
         settings = Settings(recipe=recipe, **values)
@@ -158,7 +158,7 @@ def restore_settings(config: Any) -> Settings:
         known = RECIPES[recipe.name].with_epochs(recipe.epochs)
         if recipe != replace(known, global_batch_size=recipe.global_batch_size, seed=recipe.seed):
             raise FastcifarError(f"the recipe {recipe.name} is another one in this version")
-    world = read_world()
+    world = world_from_env()
     _check_divides(world, recipe.global_batch_size)
     if world.size == settings.world_size == 1:
         device, num_threads = resolve_device(settings.device), settings.num_threads
@@ -174,9 +174,9 @@ def _check_divides(world: World, global_batch_size: int) -> None:
     if global_batch_size % world.size:
         below = global_batch_size - global_batch_size % world.size
         nearest = " or ".join(str(size) for size in (below, below + world.size) if size)
-        raise FastcifarError(
-            f"--batch-size {global_batch_size}, of all processes together, cannot be shared equally by {world.size} of "
-            f"them: give {nearest}"
+        raise ArgumentError(
+            "global_batch_size",
+            f"{global_batch_size} cannot be shared equally by {world.size} processes: give {nearest}",
         )
 
 
@@ -194,38 +194,5 @@ def _count_workers(world: World) -> int:
 
 def _within(name: str, value: int, least: int, most: int, why: str = "") -> int:
     if not least <= value <= most:
-        raise FastcifarError(f"--{name} must be between {least:,} and {most:,}, not {value:,} {why}".rstrip())
+        raise ArgumentError(name, f"must be between {least:,} and {most:,}, not {value:,} {why}".rstrip())
     return value
-
-
-def resolve_device(name: str, world: World = ALONE) -> torch.device:
-    """The device of that name, of several processes on a machine each its own; for "auto" CUDA where there is one.
-
-    Raises:
-        FastcifarError: there is none, or one of the name for several processes.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
-    if match is None:
-        raise FastcifarError(f"--device must be auto, cpu, cuda or cuda:<index>, not {name!r}")
-    if name == "cpu":
-        return torch.device("cpu")
-    if match[1] is not None and world.size > 1:
-        raise FastcifarError(f"--device {name} is one device for {world.size} processes: give cuda")
-    index, num_devices = int(match[1] or world.local_rank), torch.cuda.device_count()
-    if index >= num_devices:
-        wanted = repr(name) if world.size == 1 else f"for local rank {index}"
-        raise FastcifarError(f"--device {wanted} is not there: torch sees {num_devices} CUDA devices")
-    return torch.device("cuda", index)
-
-
-def is_bf16_fast(device: torch.device) -> bool:
-    """Whether the hardware multiplies bf16 itself: from Ampere on, and on x86 with AVX512-BF16 or AMX."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -12,10 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from fastcifar.distributed import ALONE, World
-from fastcifar.pipeline.augment import normalise
+from fastcifar.kernels.gather import normalise
 from fastcifar.pipeline.loader import Loader
 from fastcifar.recipes import Recipe
-from fastcifar.training.cuda_graph import CapturedStep
+from fastcifar.training.cuda_graph import CudaGraphStep
 from fastcifar.training.model import build_model
 
 
@@ -40,9 +40,15 @@ class Trainer:
     """
 
     def __init__(
-        self, recipe: Recipe, device: torch.device, *, precision: str, compile: bool,  # noqa: A002
-        world: World = ALONE, sync_bn: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        precision: str,
+        compile: bool,  # noqa: A002
+        world: World = ALONE,
+        sync_bn: bool = False,
+    ) -> None:
         self.model = build_model(recipe.seed).to(memory_format=torch.channels_last).to(device)
         if sync_bn and world.size > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # in place, but for a model that is one itself
@@ -55,7 +61,7 @@ class Trainer:
         self._world = world
         self._global_batch_size = recipe.global_batch_size
         self._captures = compile and device.type == "cuda" and world.size == 1
-        self._captured: CapturedStep | None = None
+        self._captured: CudaGraphStep | None = None
         self._lr = torch.zeros((), device=device)  # what a captured optimizer reads; set at each epoch's start
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
         # Steps so far in this epoch, and how many of them came before the first whose loss was no finite number.
@@ -95,7 +101,7 @@ class Trainer:
         self.model.train()
         if self._captures:
             with self._device_learning_rate():
-                self._captured = CapturedStep(self._step, images, labels)
+                self._captured = CudaGraphStep(self._step, images, labels)
         else:
             self._step(images, labels)
         self._restore(state)
@@ -147,7 +153,7 @@ class Trainer:
     def first_bad_step(self) -> int | None:
         """The first step of this epoch, from 0, whose loss was no finite number on any rank; waits for the device."""
         num_steps, num_finite = self._num_steps.tolist()
-        num_finite = -int(self._world.maximum(-num_finite))
+        num_finite = -int(self._world.all_reduce_max(-num_finite))
         return num_finite if num_finite < num_steps else None
 
     def begin_epoch(self) -> None:
@@ -175,7 +181,7 @@ class Trainer:
                 on_step(step)
         self.scheduler.step()
         self._average_statistics()
-        self._world.sum(self.totals)
+        self._world.all_reduce_sum(self.totals)
         loss, accuracy = (self.totals / (loader.num_steps * self._global_batch_size)).tolist()  # waits for the device
         return loss, accuracy
 
@@ -185,7 +191,7 @@ class Trainer:
             return
         statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
         mean = torch.cat([buffer.flatten() for buffer in statistics])
-        self._world.sum(mean)
+        self._world.all_reduce_sum(mean)
         mean /= self._world.size
         for buffer, values in zip(statistics, mean.split([buffer.numel() for buffer in statistics]), strict=True):
             buffer.copy_(values)

@@ -23,13 +23,15 @@ from support.training_runs import assert_same_run
 from fastcifar import files
 from fastcifar.files import is_leftover
 from fastcifar.recipes import get_recipe
-from fastcifar.results import run_dir as runs
-from fastcifar.training import record
+from fastcifar.results.records import LAST_FILE, METRICS_FILE, RESULTS_FILE
+from fastcifar.training import checkpoint
 from fastcifar.training.checkpoint import load_checkpoint
 from fastcifar.training.run import resume_training, train_model
 from fastcifar.training.settings import resolve_settings
 
 NUM_EPOCHS = 3
+
+
 def forked(work: Callable[[], object], kill_after_s: float | None = None) -> int:
     """Run `work` in a fork; returns how it ended, negative for the signal that killed it."""
     process = os.fork()
@@ -70,17 +72,17 @@ def count_syncs(kill_at: int | None) -> list[int]:
 
 def finish(data: Path, run_dir: Path) -> str:
     """What a user does after a kill; returns what it was."""
-    if (run_dir / runs.RESULTS).exists():
+    if (run_dir / RESULTS_FILE).exists():
         return "was finished"
-    metrics = run_dir / runs.METRICS
+    metrics = run_dir / METRICS_FILE
     if metrics.exists():  # whole lines, each epoch once, whatever the moment
         lines = [json.loads(line) for line in metrics.read_text().splitlines()]
         assert [line["epoch"] for line in lines] == list(range(len(lines)))
-    if not (run_dir / runs.LAST).exists():
+    if not (run_dir / LAST_FILE).exists():
         assert all(is_leftover(path) for path in run_dir.iterdir()) if run_dir.exists() else True
         assert forked(lambda: train_anew(data, run_dir)) == 0
         return "begun anew"
-    num_epochs = load_checkpoint(run_dir / runs.LAST)["num_epochs"]
+    num_epochs = load_checkpoint(run_dir / LAST_FILE)["num_epochs"]
     assert forked(lambda: resume_training(run_dir)) == 0
     return f"resumed after epoch {num_epochs}"
 
@@ -100,7 +102,7 @@ def main() -> None:
 
         def work(run_dir: Path = run_dir, number: int = number, moment: int = moment) -> None:
             if number % 2 == 0:
-                record.CHECKPOINT_INTERVAL_S = 0.0  # each epoch has a checkpoint, not only the first and the last
+                checkpoint.CHECKPOINT_INTERVAL_S = 0.0  # each epoch has a checkpoint, not only the first and the last
             if mode == "sync":
                 count_syncs(moment)
             train_anew(data, run_dir)

@@ -18,8 +18,9 @@ from support.published import MyResnet
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fastcifar.distributed import ALONE, World, joined
-from fastcifar.pipeline.augment import build_geometry, draw_params, normalise
+from fastcifar.distributed import ALONE, World, init_distributed
+from fastcifar.kernels.gather import normalise
+from fastcifar.pipeline.augment import affine_coeffs, sample_augmentation
 from fastcifar.pipeline.loader import Batch, EpochPlanner, ResidentLoader
 from fastcifar.recipes import Recipe, get_recipe
 from fastcifar.training import evaluate
@@ -74,8 +75,9 @@ def train_in_turn(recipe: Recipe, num_ranks: int) -> tuple[dict[str, Tensor], fl
         else torch.optim.Adam(parameters.values(), lr=lr, weight_decay=decay, foreach=False)
     )
     mean, std, losses = torch.tensor(recipe.mean), torch.tensor(recipe.std), []
-    for shares in zip(*(batches(World(rank=rank, size=num_ranks), torch.device("cpu")) for rank in range(num_ranks)),
-                      strict=True):  # fmt: skip
+    for shares in zip(
+        *(batches(World(rank=rank, size=num_ranks), torch.device("cpu")) for rank in range(num_ranks)), strict=True
+    ):
         optimizer.zero_grad()
         for (images, labels), buffers in zip(shares, statistics, strict=True):
             logits = torch.func.functional_call(model, {**parameters, **buffers}, (normalise(images, mean, std),))
@@ -91,7 +93,7 @@ def check_training(world: World) -> None:
     recipe = replace(get_recipe("sgd92" if world.size == 2 else "adam89"), global_batch_size=BATCH_SIZE)
     trainer = train(recipe, world, torch.device("cpu"))
     trainer._average_statistics()
-    world.sum(trainer.totals)
+    world.all_reduce_sum(trainer.totals)
     if not world.is_main:
         return
     ours = trainer.model.state_dict()
@@ -105,14 +107,14 @@ def check_evaluation(world: World) -> None:
     """The same bits for any world, whether the ranks' batches come out even or not."""
     model = build_model(1)
     images = torch.from_numpy(TRAIN_IMAGES)
-    geometry = build_geometry(draw_params(42, 0, torch.arange(NUM_TRAIN), padding=4, max_angle_deg=15))
+    coeffs = affine_coeffs(sample_augmentation(42, 0, torch.arange(NUM_TRAIN), padding=4, max_angle_deg=15))
     half = torch.full((3,), 0.5)
     with mock.patch.object(evaluate, "_MAX_BATCH_SIZE", 4):
         for num_images in (1, 4, 7, NUM_TRAIN):
-            for rows in (None, geometry[:num_images]):
+            for rows in (None, coeffs[:num_images]):
                 alone, together = (
                     evaluate.compute_logits(
-                        model, images[:num_images], mean=half, std=half, precision="fp32", geometry=rows, world=each
+                        model, images[:num_images], mean=half, std=half, precision="fp32", coeffs=rows, world=each
                     )
                     for each in (ALONE, world)
                 )
@@ -132,11 +134,11 @@ def check_sync_bn(world: World) -> None:
 
 
 def check_messages(world: World) -> None:
-    assert world.maximum(-float(world.rank)) == 0
-    assert world.maximum(0.1 + world.rank) == 0.1 + world.size - 1
+    assert world.all_reduce_max(-float(world.rank)) == 0
+    assert world.all_reduce_max(0.1 + world.rank) == 0.1 + world.size - 1
     assert world.broadcast({"rank": world.rank} if world.is_main else None) == {"rank": 0}
     total = torch.full((3,), 2.0**world.rank)
-    world.sum(total)
+    world.all_reduce_sum(total)
     assert total.tolist() == [2.0**world.size - 1] * 3
 
 
@@ -144,7 +146,7 @@ if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     if sys.argv[1] == "sync-bn":
         dist.init_process_group("gloo")  # NCCL gives each rank a device of its own
-    with joined() as this_world:
+    with init_distributed() as this_world:
         if sys.argv[1] == "sync-bn":
             check_sync_bn(this_world)
         else:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastcifar.data import cifar10
-from fastcifar.data.cifar10 import Content, Images, Labels
+from fastcifar.data.cifar10 import DatasetSpec, Images, Labels
 
 NUM_TRAIN, NUM_TEST, NUM_BATCH = 40, 20, 8
 _BATCHES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
@@ -31,9 +31,9 @@ TEST_IMAGES: Images = _rng.integers(0, 256, (NUM_TEST, 32, 32, 3), np.uint8)
 TEST_LABELS: Labels = _rng.permutation(NUM_TEST).astype(np.uint8) % 10
 
 
-def tiny_content() -> Content:
+def tiny_spec() -> DatasetSpec:
     split = cifar10.split_test_set(TEST_LABELS)
-    return Content(
+    return DatasetSpec(
         num_train=NUM_TRAIN,
         num_test=NUM_TEST,
         digests={
@@ -47,9 +47,9 @@ def tiny_content() -> Content:
 
 @contextlib.contextmanager
 def tiny_cifar10() -> Iterator[None]:
-    """Make the tiny one the dataset that `cifar10.CONTENT` describes."""
+    """Make the tiny one the dataset that `cifar10.SPEC` describes."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cifar10, "CONTENT", tiny_content())
+        patch.setattr(cifar10, "SPEC", tiny_spec())
         yield
 
 
@@ -66,6 +66,7 @@ def planes(images: Images) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
 
 def official_pickle(images: Images, labels: Labels, label: str = "training batch 1 of 5") -> bytes:
     """A batch opcode by opcode as the official files have it: Python 2's cPickle, protocol 2."""
+
     def text(value: str) -> bytes:
         return b"U" + struct.pack("<B", len(value)) + value.encode()
 
@@ -79,14 +80,40 @@ def official_pickle(images: Images, labels: Labels, label: str = "training batch
     content = planes(images).tobytes()
     names = [text(f"image_s_{i:06}.png") + put(14 + i) for i in range(len(images))]
     shape = b"M" + struct.pack("<H", len(images)) + b"M\x00\x0c\x86"
-    return b"".join([
-        b"\x80\x02}q\x01(", text("batch_label"), put(2), text(label), put(3),
-        text("labels"), put(4), items([b"K" + bytes([v]) for v in labels]) % put(5),
-        text("data"), put(6), b"cnumpy.core.multiarray\n_reconstruct\n", put(7), b"cnumpy\nndarray\n", put(8),
-        b"K\x00\x85U\x01b\x87R", put(9), b"(K\x01", shape, b"cnumpy\ndtype\n", put(10), b"U\x02u1K\x00K\x01\x87R",
-        put(11), b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T", struct.pack("<I", len(content)),
-        content, b"tb", text("filenames"), put(12), items(names) % put(13), b"u.",
-    ])
+    return b"".join(
+        [
+            b"\x80\x02}q\x01(",
+            text("batch_label"),
+            put(2),
+            text(label),
+            put(3),
+            text("labels"),
+            put(4),
+            items([b"K" + bytes([v]) for v in labels]) % put(5),
+            text("data"),
+            put(6),
+            b"cnumpy.core.multiarray\n_reconstruct\n",
+            put(7),
+            b"cnumpy\nndarray\n",
+            put(8),
+            b"K\x00\x85U\x01b\x87R",
+            put(9),
+            b"(K\x01",
+            shape,
+            b"cnumpy\ndtype\n",
+            put(10),
+            b"U\x02u1K\x00K\x01\x87R",
+            put(11),
+            b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T",
+            struct.pack("<I", len(content)),
+            content,
+            b"tb",
+            text("filenames"),
+            put(12),
+            items(names) % put(13),
+            b"u.",
+        ]
+    )
 
 
 def python_files() -> Files:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from fastcifar.recipes import get_recipe
-from fastcifar.results import run_dir as runs
-from fastcifar.training.callbacks import Observer
+from fastcifar.results.records import BEST_FILE, LAST_FILE, METRICS_FILE, RESULTS_FILE, read_predictions
+from fastcifar.training.callbacks import Callback
 from fastcifar.training.checkpoint import load_checkpoint
 from fastcifar.training.run import train_model
 from fastcifar.training.settings import Settings, resolve_settings
@@ -20,7 +20,7 @@ from fastcifar.training.settings import Settings, resolve_settings
 _NOT_THE_RESULT = ("seconds", "img_per_s", "num_workers")
 
 
-class Listener(Observer):
+class Listener(Callback):
     """Keeps what it is told; may do something at a step."""
 
     def __init__(self) -> None:
@@ -28,15 +28,17 @@ class Listener(Observer):
         self.steps: list[tuple[int, int]] = []
         self.stop_at: tuple[int, int] | None = None
 
-    def begin(self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]) -> None:
+    def on_train_begin(
+        self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]
+    ) -> None:
         self.begun = (num_epochs, num_steps, batch_size, len(finished))
 
-    def step(self, epoch: int, step: int) -> None:
+    def on_step_end(self, epoch: int, step: int) -> None:
         self.steps.append((epoch, step))
         if self.stop_at == (epoch, step):
             os.kill(os.getpid(), signal.SIGINT)
 
-    def epoch(self, metrics: dict[str, Any]) -> None:
+    def on_epoch_end(self, metrics: dict[str, Any]) -> None:
         self.epochs.append(metrics)
 
 
@@ -77,18 +79,18 @@ def assert_equal(ours: Any, theirs: Any, where: str) -> None:
 
 def assert_same_run(run_dir: Path, reference: Path) -> None:
     """Every file of a finished run equals the reference's, timings aside."""
-    for name in (runs.LAST, runs.BEST):
+    for name in (LAST_FILE, BEST_FILE):
         ours, theirs = (without_timings(load_checkpoint(folder / name)) for folder in (run_dir, reference))
         assert_equal(ours, theirs, name)
     ours, theirs = (
-        [without_timings(json.loads(line)) for line in (folder / runs.METRICS).read_text().splitlines()]
+        [without_timings(json.loads(line)) for line in (folder / METRICS_FILE).read_text().splitlines()]
         for folder in (run_dir, reference)
     )
     assert [line["epoch"] for line in ours] == list(range(len(ours)))
     assert ours == theirs
-    ours, theirs = (without_timings(json.loads((folder / runs.RESULTS).read_text())) for folder in (run_dir, reference))
+    ours, theirs = (without_timings(json.loads((folder / RESULTS_FILE).read_text())) for folder in (run_dir, reference))
     assert ours == theirs
-    ours, theirs = (runs.read_predictions(folder) for folder in (run_dir, reference))
+    ours, theirs = (read_predictions(folder) for folder in (run_dir, reference))
     assert np.array_equal(ours.logits, theirs.logits)
     names = sorted(path.relative_to(run_dir) for path in run_dir.rglob("*"))
     assert names == sorted(path.relative_to(reference) for path in reference.rglob("*"))

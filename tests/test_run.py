@@ -18,18 +18,18 @@ from support.published import MyResnet
 from support.training_runs import Listener, read_metrics, run, tiny_settings
 from torch import Tensor
 
-from fastcifar.data.prepare import load_train, load_val_and_test
+from fastcifar.data.folder import load_train, load_val_and_test
 from fastcifar.distributed import ALONE
 from fastcifar.errors import FastcifarError, Interrupted
+from fastcifar.pipeline import loader as loader_module
 from fastcifar.pipeline.augment import choose_subset
 from fastcifar.pipeline.loader import EpochPlanner
-from fastcifar.results import run_dir as runs
-from fastcifar.training import parts as parts_module
-from fastcifar.training.callbacks import Observer
+from fastcifar.results.records import read_predictions
+from fastcifar.results.run_dir import new_run_dir
+from fastcifar.training.callbacks import Callback
 from fastcifar.training.checkpoint import load_checkpoint
 from fastcifar.training.evaluate import compute_logits, loss_and_accuracy
-from fastcifar.training.parts import Parts
-from fastcifar.training.run import resume_training
+from fastcifar.training.run import Run, resume_training
 from fastcifar.training.trainer import Trainer
 
 
@@ -37,10 +37,19 @@ def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:
     out, listener = tmp_path / "run", Listener()
     results = run(tiny_data, out, listener)
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
-        "best.pt", "charts/confusion.png", "charts/confusion.svg", "charts/curves.png", "charts/curves.svg",
-        "charts/samples.png", "charts/samples.svg", "config.json", "last.pt",
-        "metrics.jsonl", "predictions.npz", "results.json",
-    ]  # fmt: skip
+        "best.pt",
+        "charts/confusion.png",
+        "charts/confusion.svg",
+        "charts/curves.png",
+        "charts/curves.svg",
+        "charts/samples.png",
+        "charts/samples.svg",
+        "config.json",
+        "last.pt",
+        "metrics.jsonl",
+        "predictions.npz",
+        "results.json",
+    ]
     assert listener.begun == (3, 5, 8, 0)
     assert listener.steps == [(epoch, step) for epoch in range(3) for step in range(5)]
 
@@ -51,9 +60,18 @@ def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:
     assert all(line["img_per_s"] > 0 and line["seconds"] > 0 for line in metrics)
 
     config = json.loads((out / "config.json").read_text())
-    expected = {"recipe": "adam89", "epochs": 3, "global_batch_size": 8, "seed": 42, "device": "cpu",
-                "precision": "fp32", "train_images": 40, "eval_images": 10, "loader": "resident",
-                "compile": False}  # fmt: skip
+    expected = {
+        "recipe": "adam89",
+        "epochs": 3,
+        "global_batch_size": 8,
+        "seed": 42,
+        "device": "cpu",
+        "precision": "fp32",
+        "num_train_images": 40,
+        "num_eval_images": 10,
+        "loader": "resident",
+        "compile": False,
+    }
     assert {key: config[key] for key in expected} == expected
     assert config["environment"]["versions"]["torch"] == importlib.metadata.version("torch")
 
@@ -63,7 +81,7 @@ def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:
     assert results["best"]["val_accuracy"] == metrics[best_epoch]["val_accuracy"]
     assert results["last"]["epoch"] == 2
     last = results["last"]
-    assert results["val_and_test_accuracy"] == (last["val_accuracy"] + last["test_accuracy"]) / 2
+    assert results["test10k_accuracy"] == (last["val_accuracy"] + last["test_accuracy"]) / 2
 
 
 def test_saved_weights_and_predictions_give_the_reported_accuracy(tiny_data: Path, tmp_path: Path) -> None:
@@ -88,7 +106,7 @@ def test_saved_weights_and_predictions_give_the_reported_accuracy(tiny_data: Pat
 def test_runs_with_either_loader_are_equal(tiny_data: Path, tmp_path: Path) -> None:
     weights = []
     for loader in ("resident", "streamed"):
-        run(tiny_data, tmp_path / loader, loader=loader, epochs=1, train_images=32)
+        run(tiny_data, tmp_path / loader, loader=loader, epochs=1, num_train_images=32)
         weights.append(load_checkpoint(tmp_path / loader / "last.pt")["model"])
     for name, value in weights[0].items():
         assert torch.equal(weights[1][name], value), name
@@ -110,16 +128,16 @@ def test_an_interrupt_keeps_the_last_finished_epoch(tiny_data: Path, tmp_path: P
     assert last["metrics"] == read_metrics(out)
     assert not (out / "results.json").exists()
     # It is the state after two epochs, not one in the middle of the third.
-    parts = Parts(tiny_settings(), tiny_data, ALONE, Observer())
+    a_run = Run(tiny_settings(), tiny_data, ALONE, Callback())
     for epoch in range(2):
-        parts.trainer.train_epoch(parts.loader, epoch, lambda step: None)
-    for name, value in parts.trainer.model.state_dict().items():
+        a_run.trainer.train_epoch(a_run.loader, epoch, lambda step: None)
+    for name, value in a_run.trainer.model.state_dict().items():
         assert torch.equal(last["model"][name], value), name
 
 
 def test_an_interrupt_between_epochs_is_not_lost(tiny_data: Path, tmp_path: Path) -> None:
     class Impatient(Listener):
-        def epoch(self, metrics: dict[str, Any]) -> None:
+        def on_epoch_end(self, metrics: dict[str, Any]) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="1 finished epochs are saved") as caught:
@@ -131,7 +149,7 @@ def test_an_interrupt_in_the_evaluation_lets_it_finish(
     tiny_data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     class Impatient(Listener):
-        def note(self, line: str) -> None:
+        def on_message(self, line: str) -> None:
             if line.startswith("evaluating"):
                 os.kill(os.getpid(), signal.SIGINT)
 
@@ -192,7 +210,7 @@ def test_an_existing_run_is_never_overwritten(tiny_data: Path, tmp_path: Path) -
 
 def test_two_runs_at_one_directory_are_refused(tiny_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    with runs.new_run_dir(out, "adam89"), pytest.raises(FastcifarError, match=rf"{out} belongs to another run"):
+    with new_run_dir(out, "adam89"), pytest.raises(FastcifarError, match=rf"{out} belongs to another run"):
         run(tiny_data, out)
 
 
@@ -206,7 +224,7 @@ def test_what_a_run_left_that_was_killed_as_it_began_is_in_nobodys_way(tiny_data
 
 def test_the_default_run_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with runs.new_run_dir(None, "sgd92") as path:
+    with new_run_dir(None, "sgd92") as path:
         assert path.parent == Path("runs")
         assert path.name.startswith("sgd92-2")
         assert path.is_dir()
@@ -220,13 +238,13 @@ def test_a_subset_is_the_fixed_choice(tiny_data: Path, tmp_path: Path, monkeypat
             super().__init__(indices, batch_size, **options)
             planners.append(self)
 
-    monkeypatch.setattr(parts_module, "EpochPlanner", Planner)
+    monkeypatch.setattr(loader_module, "EpochPlanner", Planner)
     out = tmp_path / "run"
-    results = run(tiny_data, out, epochs=1, train_images=16, eval_images=4)
+    results = run(tiny_data, out, epochs=1, num_train_images=16, num_eval_images=4)
     train_split, (_, test) = load_train(tiny_data), load_val_and_test(tiny_data)
     assert torch.equal(planners[0].indices, choose_subset(torch.from_numpy(train_split.indices), 16))
     chosen = choose_subset(torch.from_numpy(test.indices), 4).numpy()
-    predictions = runs.read_predictions(out)
+    predictions = read_predictions(out)
     np.testing.assert_array_equal(predictions.images, test.images[chosen])
     np.testing.assert_array_equal(predictions.labels, test.labels[chosen])
     assert results["num_test_images"] == 4
@@ -238,7 +256,7 @@ def test_two_runs_are_equal_to_the_last_bit(tiny_data: Path, tmp_path: Path, det
     seen = []
 
     class Curious(Listener):
-        def step(self, epoch: int, step: int) -> None:
+        def on_step_end(self, epoch: int, step: int) -> None:
             seen.append(torch.are_deterministic_algorithms_enabled())
 
     weights = []
@@ -257,7 +275,9 @@ def test_many_trainings_in_one_process_leak_neither_threads_nor_memory(tiny_data
 
     seen = []
     for number in range(6):
-        run(tiny_data, tmp_path / str(number), epochs=1, train_images=8, loader=("resident", "streamed")[number % 2])
+        run(
+            tiny_data, tmp_path / str(number), epochs=1, num_train_images=8, loader=("resident", "streamed")[number % 2]
+        )
         gc.collect()
         seen.append((threading.active_count(), resident_mib()))
     assert seen[-1][0] == seen[1][0]
@@ -300,9 +320,12 @@ def test_a_failing_compiler_is_one_line(tiny_data: Path, tmp_path: Path, monkeyp
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
-     RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")],
-)  # fmt: skip
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ],
+)
 def test_too_little_memory_is_one_line(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -7,13 +7,18 @@ import pytest
 from support.terminals import pretend_terminal
 
 from fastcifar.data.cifar10 import CLASSES
-from fastcifar.printing import print_table, show_evaluation, show_predictions, show_runs, show_summary
 from fastcifar.recipes import get_recipe
-from fastcifar.results.run_list import RunSummary
+from fastcifar.results.run_dir import RunSummary
+from fastcifar.terminal import print_table, show_evaluation, show_predictions, show_runs, show_summary
 
 ROW = {"epoch": 1, "val_accuracy": 0.6, "test_loss": 1.0, "test_accuracy": 0.61, "test_accuracy_augmented": 0.5}
-RESULTS = {"best": ROW, "last": ROW | {"epoch": 2, "test_accuracy": 0.62}, "val_and_test_accuracy": 0.605,
-           "num_test_images": 5000, "img_per_s": 1000.0}  # fmt: skip
+RESULTS = {
+    "best": ROW,
+    "last": ROW | {"epoch": 2, "test_accuracy": 0.62},
+    "test10k_accuracy": 0.605,
+    "num_test_images": 5000,
+    "img_per_s": 1000.0,
+}
 PREDICTIONS: list[dict[str, Any]] = [
     {"path": name, "top": [{"class": "automobile", "probability": 0.435}] * 3}
     for name in ("cat.jpg", "[red]x[/red] :cat:.png", "new\nline\x1b[31m.png")
@@ -22,7 +27,7 @@ PREDICTIONS: list[dict[str, Any]] = [
 
 def summarise(capsys: pytest.CaptureFixture[str], run_dir: str = "runs/x", **config: int) -> list[str]:
     capsys.readouterr()
-    settings = {"epochs": 55, "train_images": 50_000, "seed": 42} | config
+    settings = {"epochs": 55, "num_train_images": 50_000, "seed": 42} | config
     show_summary(get_recipe("adam89"), settings, Path(run_dir), RESULTS, again="fastcifar train --recipe adam89")
     return printed(capsys)
 
@@ -48,11 +53,11 @@ def test_the_summary_of_a_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-@pytest.mark.parametrize("config", [{"epochs": 2}, {"train_images": 100}])
+@pytest.mark.parametrize("config", [{"epochs": 2}, {"num_train_images": 100}])
 def test_the_summary_of_a_short_run(capsys: pytest.CaptureFixture[str], config: dict[str, int]) -> None:
     lines = summarise(capsys, "my runs/x", **config)
     assert lines[9] == (
-        f"This was a short run: {config.get('epochs', 55)} of 55 epochs, {config.get('train_images', 50_000):,} of"
+        f"This was a short run: {config.get('epochs', 55)} of 55 epochs, {config.get('num_train_images', 50_000):,} of"
         # 55 epochs of 50,000 images at 1,000 a second
         " 50,000 training images. At the 1,000 img/s measured here the full recipe trains for about 0.8 hours."
     )
@@ -99,8 +104,13 @@ def test_a_table_too_wide_for_a_terminal_becomes_blocks(
     pretend_terminal(monkeypatch, 22)
     print_table(*TABLE, num_text_columns=2)
     assert printed(capsys) == [
-        "a [b]", "  first  four", "  n      1", "\N{CAT FACE} c", "  first  xxxxxxxxxxxx", "  n      22"
-    ]  # fmt: skip
+        "a [b]",
+        "  first  four",
+        "  n      1",
+        "\N{CAT FACE} c",
+        "  first  xxxxxxxxxxxx",
+        "  n      22",
+    ]
 
 
 def test_a_pipe_gets_the_table_however_wide(capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,11 +129,19 @@ def test_an_evaluation_on_a_narrow_terminal(
 ) -> None:
     scores = {"precision": 0.435, "recall": 0.416, "f1": 0.425, "num_images": 89}
     evaluation = {
-        "checkpoint": "runs/x/best.pt", "recipe": "adam89", "num_epochs": 3, "split": "test", "num_images": 1000,
-        "augmented": False, "mirror_tta": False, "accuracy": 0.462, "interval_95": [0.4313, 0.493], "loss": 1.4952,
+        "checkpoint": "runs/x/best.pt",
+        "recipe": "adam89",
+        "num_epochs": 3,
+        "split": "test",
+        "num_images": 1000,
+        "augmented": False,
+        "mirror_tta": False,
+        "accuracy": 0.462,
+        "interval_95": [0.4313, 0.493],
+        "loss": 1.4952,
         "classes": [{"class": name, **scores} for name in CLASSES],
         "confusions": [{"label": "truck", "predicted": "automobile", "count": 39}],
-    }  # fmt: skip
+    }
     pretend_terminal(monkeypatch, 40)
     show_evaluation(evaluation)
     lines = printed(capsys)
@@ -137,10 +155,13 @@ def test_an_evaluation_on_a_narrow_terminal(
 
 def test_runs_and_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     begun = datetime.datetime(2026, 11, 22, 16, 3)
-    show_runs(Path("runs"), [
-        RunSummary(Path("runs/b"), "stopped", "sgd92", 3, 70, 42, begun=begun),
-        RunSummary(Path("runs/a"), "finished", "adam89", 55, 55, 42, 0.8912, 1234.5, begun),
-    ])  # fmt: skip
+    show_runs(
+        Path("runs"),
+        [
+            RunSummary(Path("runs/b"), "stopped", "sgd92", 3, 70, 42, begun=begun),
+            RunSummary(Path("runs/a"), "finished", "adam89", 55, 55, 42, 0.8912, 1234.5, begun),
+        ],
+    )
     *table, _, hint = printed(capsys)
     assert [line.split() for line in table] == [
         ["run", "state", "recipe", "epochs", "seed", "test", "img/s", "begun"],

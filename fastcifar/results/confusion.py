@@ -1,0 +1,130 @@
+"""The confusion matrix of a model on the test images, with each class's recall."""
+
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from fastcifar.data.cifar10 import CLASSES, NUM_CLASSES
+from fastcifar.results.metrics import confusion_matrix, wilson_interval
+from fastcifar.results.style import (
+    BLUE,
+    FAINT,
+    GRID,
+    INK,
+    MUTED,
+    STYLE,
+    add_caption,
+    build_figure,
+)
+
+_PALE_BLUE, _ERROR_COLORS = "#DCEAF4", ("#FFFFFF", "#FCE0C8", "#F3A768", "#E5812F")  # INK is legible on all of them
+
+
+def draw_confusion(labels: NDArray[np.integer[Any]], predictions: NDArray[np.integer[Any]], *, title: str) -> Figure:
+    """The confusion matrix in row rates and counts, with every class's recall beside it.
+
+    Colour shows only the errors, on a scale of their own, so that the diagonal does not wash them out.
+
+    Args:
+        labels: `(N,)` integers in 0..9, N at least 1.
+        predictions: `(N,)` integers in 0..9.
+        title: which run this is, shown beneath the headline.
+
+    Returns:
+        A figure 8 inches wide.
+    """
+    counts = confusion_matrix(labels, predictions)
+    num_of_class = counts.sum(axis=1)
+    rates = counts / np.maximum(num_of_class, 1)[:, None]
+    errors = np.where(np.eye(NUM_CLASSES, dtype=bool), np.nan, rates)
+    num_correct, num_total = int(counts.trace()), int(counts.sum())
+    low, high = wilson_interval(num_correct, num_total)
+    headline = f"Test accuracy {num_correct / num_total:.2%}  (95% interval {low:.2%} to {high:.2%})"
+    of_images = f"{num_total:,} test image{'s' if num_total != 1 else ''}"
+
+    with matplotlib.rc_context(STYLE):
+        figure = build_figure(7.2, headline, title)
+        axes = figure.add_axes((0.135, 0.09, 0.675, 0.745))
+        # The square root lifts rare confusions off the white; a nearly perfect model is not painted as if it failed.
+        norm = PowerNorm(0.5, vmin=0, vmax=max(0.05, float(np.nanmax(errors))))
+        colormap = LinearSegmentedColormap.from_list("errors", _ERROR_COLORS).with_extremes(bad=_PALE_BLUE)
+        axes.pcolormesh(errors, cmap=colormap, norm=norm, edgecolors=GRID, linewidth=1)
+        axes.set(xlim=(0, NUM_CLASSES), ylim=(NUM_CLASSES, 0))
+        centres = np.arange(NUM_CLASSES) + 0.5
+        axes.set_xticks(centres, CLASSES, fontsize=7, color=INK)
+        axes.set_yticks(centres, CLASSES, fontsize=8.5, color=INK)
+        axes.xaxis.set_ticks_position("top")
+        axes.xaxis.set_label_position("top")
+        axes.set_xlabel("predicted class", labelpad=7)
+        axes.set_ylabel("true class", labelpad=7)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        for row, column in zip(*np.nonzero(counts + np.diag(num_of_class)), strict=True):
+            color, weight = (BLUE, "bold") if row == column else (INK, "normal")
+            axes.text(
+                column + 0.5,
+                row + 0.40,
+                f"{100 * rates[row, column]:.1f}",
+                ha="center",
+                va="center",
+                fontsize=9,
+                weight=weight,
+                color=color,
+                gid=f"rate-{row}-{column}",
+            )
+            axes.text(
+                column + 0.5,
+                row + 0.76,
+                f"{counts[row, column]:,}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color=color,
+                alpha=0.85,
+                gid=f"count-{row}-{column}",
+            )
+        _plot_recall(figure.add_axes((0.838, 0.09, 0.135, 0.745)), counts)
+        add_caption(
+            figure,
+            f"{of_images}. In a cell: percent of the row's true class, and number of images; "
+            "empty means\nnone. The deeper the orange, the commoner the error. "
+            "Recall has its 95% interval.",
+        )
+    return figure
+
+
+def _plot_recall(axes: Axes, counts: NDArray[np.int64]) -> None:
+    """Each class's recall as a dot with its 95% Wilson interval, in line with the matrix's rows."""
+    recalls = [(int(row[label]), int(row.sum())) for label, row in enumerate(counts)]
+    axes.set(xlim=(0, 1), ylim=(NUM_CLASSES, 0), yticks=[])  # the same for every run, so that two can be compared
+    axes.set_xticks([0, 1], ["0%", "100%"], fontsize=7.5)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title("recall", fontsize=8.5, color=MUTED, pad=8)
+    for label, (num_correct, num_total) in enumerate(recalls):
+        text, line = f"{num_correct / num_total:.1%}" if num_total else "no images", label + 0.72
+        axes.text(
+            0.5,
+            label + 0.36,
+            text,
+            ha="center",
+            va="center",
+            fontsize=9 if num_total else 7.5,
+            color=INK if num_total else MUTED,
+            gid=f"recall-{label}",
+        )
+        axes.plot((0, 1), (line, line), color=FAINT, linewidth=0.8)
+        if num_total:
+            axes.plot(
+                wilson_interval(num_correct, num_total),
+                (line, line),
+                color="#8FBBD9",
+                linewidth=2.6,
+                solid_capstyle="butt",
+            )
+            axes.plot(num_correct / num_total, line, "o", color=BLUE, markersize=4.5, clip_on=False)

@@ -1,0 +1,299 @@
+"""What a person sees on a terminal: a run as it goes, tables, and a run's summary."""
+
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Self
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fastcifar.data import cifar10
+from fastcifar.errors import one_line
+from fastcifar.recipes import Recipe
+from fastcifar.results.records import BEST_FILE
+from fastcifar.results.run_dir import RunSummary
+from fastcifar.training.callbacks import Callback
+
+_MAX_BAR = 100  # columns
+
+
+def plain_console(*, quiet: bool = False) -> Console:
+    """Standard output, where text stays as it is: a path may hold what rich takes for markup or an emoji's name."""
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
+
+
+class RunView(Callback):
+    """Tells a person how a run goes.
+
+    Args:
+        quiet: nobody is told anything.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._out = plain_console(quiet=quiet)
+        self._is_live = self._out.is_terminal and not self._out.is_dumb_terminal and not quiet
+        self._live = Live(self, console=self._out, transient=True)
+        self._num_epochs = self._num_steps = self._batch_size = 0
+        self._epoch = 0  # the one at work, from 1
+        self._position = self._first_position = 0  # steps of the whole run: done, and done before this process
+        self._begun = self._epoch_start = 0.0
+        self._rate: float | None = None  # images a second
+        self._last: dict[str, Any] | None = None
+        self._best: dict[str, Any] | None = None
+
+    def __enter__(self) -> Self:
+        if self._is_live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def on_message(self, line: str) -> None:
+        """Print one line."""
+        self._out.print(line)
+
+    def on_train_begin(
+        self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]
+    ) -> None:
+        """Training begins: so many epochs of so many steps; of a resumed run, the metrics of those finished before."""
+        self._num_epochs, self._num_steps, self._batch_size = num_epochs, num_steps, batch_size
+        self._epoch = len(finished) + 1
+        self._position = self._first_position = len(finished) * num_steps
+        self._begun = self._epoch_start = perf_counter()
+        for metrics in finished:
+            self._keep(metrics)
+
+    def on_step_end(self, epoch: int, step: int) -> None:
+        """A step was issued; both count from 0."""
+        now = perf_counter()
+        if step == 0:
+            self._epoch_start = now
+        else:
+            self._rate = step * self._batch_size / (now - self._epoch_start)
+        self._epoch, self._position = epoch + 1, epoch * self._num_steps + step + 1
+
+    def on_epoch_end(self, metrics: dict[str, Any]) -> None:
+        """An epoch ended; its line of `metrics.jsonl`."""
+        self._keep(metrics)
+        self._rate = metrics["img_per_s"]
+        epoch = f"epoch {metrics['epoch'] + 1:>{len(str(self._num_epochs))}}/{self._num_epochs}"
+        train, val = f"train loss {metrics['train_loss']:.3f}", f"val loss {metrics['val_loss']:.3f}"
+        train_accuracy, val_accuracy = f"acc {metrics['train_accuracy']:.1%}", f"acc {metrics['val_accuracy']:.1%}"
+        most = f"{epoch}  {train} {train_accuracy}  {val} {val_accuracy}"
+        rate = f"{metrics['img_per_s']:,.0f} img/s"
+        variants = [
+            f"{most}  lr {metrics['lr']:.2g}  {rate}  {metrics['seconds']:.1f} s",
+            f"{most}  {rate}",
+            most,
+            f"{epoch}  {train.removeprefix('train ')}  val {val_accuracy}",
+            f"{epoch}  val {val_accuracy}",
+        ]
+        fitting = [line for line in variants if not self._is_live or len(line) <= self._out.width]
+        self.on_message((fitting or variants[-1:])[0])
+
+    def _keep(self, metrics: dict[str, Any]) -> None:
+        self._last = metrics
+        if self._best is None or metrics["val_accuracy"] > self._best["val_accuracy"]:
+            self._best = metrics
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        """Draw the live view; rich asks for it four times a second."""
+        width, total = options.max_width, self._num_epochs * self._num_steps
+        if not total:
+            yield ProgressBar(total=None, width=min(width, _MAX_BAR), pulse_style="cyan")
+            return
+        epoch = f"epoch {self._epoch}/{self._num_epochs}"
+        percentage = f"{100 * self._position // total:>3}%"
+        bar_width = min(width, _MAX_BAR) - len(epoch) - len(percentage) - 2
+        row = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
+        bar = ProgressBar(total, self._position, max(1, bar_width), complete_style="cyan", finished_style="cyan")
+        row.add_row(epoch, bar, percentage)
+        yield row
+        for parts in (self._pace(total), self._figures()):
+            for line in _pack(parts, width):
+                yield Text(line, no_wrap=True)
+
+    def _pace(self, total: int) -> list[str]:
+        """Rate, time passed, and time left by what this process did: epochs of an earlier one do not count."""
+        passed, num_done = perf_counter() - self._begun, self._position - self._first_position
+        pace = [] if self._rate is None else [f"{self._rate:,.0f} img/s"]
+        pace.append(f"{_format_duration(passed)} passed")
+        if num_done:
+            pace.append(f"{_format_duration(passed / num_done * (total - self._position))} left")
+        return pace
+
+    def _figures(self) -> list[str]:
+        """Of finished epochs only: to read the step's loss, the device would have to be waited for."""
+        if self._last is None or self._best is None:
+            return []
+        last, best = self._last, self._best
+        return [
+            f"last: train loss {last['train_loss']:.3f}, val acc {last['val_accuracy']:.1%}",
+            f"best: val acc {best['val_accuracy']:.1%}, epoch {best['epoch'] + 1}",
+        ]
+
+
+def _pack(parts: Sequence[str], width: int) -> list[str]:
+    """As few lines of that width as hold the parts, none of which is broken."""
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 2 + len(part) <= width:
+            lines[-1] += f"  {part}"
+        else:
+            lines.append(part)
+    return lines
+
+
+def _format_duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def print_table(columns: list[str], rows: list[list[str]], *, num_text_columns: int) -> None:
+    """A plain table; on a terminal too narrow for it, each row becomes a block of lines instead.
+
+    Args:
+        columns: the headings; the first column says what a row is about.
+        rows: of as many cells.
+        num_text_columns: the first columns are text, the others figures.
+    """
+    out = plain_console()
+    lines = [columns, *rows]
+    widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
+    if not out.is_terminal or sum(widths) + 2 * (len(widths) - 1) <= out.width:
+        for number, line in enumerate(lines):
+            fills = [" " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
+            cells = [
+                cell + fill if i < num_text_columns else fill + cell
+                for i, (cell, fill) in enumerate(zip(line, fills, strict=True))
+            ]
+            out.print("  ".join(cells).rstrip(), style=None if number else "bold")
+        return
+    indent = max(map(len, columns[1:])) + 4
+    for row in rows:
+        out.print(row[0])
+        for column, cell in zip(columns[1:], row[1:], strict=True):
+            if cell:
+                out.print(f"  {column}".ljust(indent) + cell)
+
+
+def show_summary(recipe: Recipe, config: dict[str, Any], run_dir: Path, results: dict[str, Any], *, again: str) -> None:
+    """The run's end: what it reached, where everything is, and what to do next.
+
+    Args:
+        recipe: as published.
+        config: the run's settings as in `config.json`.
+        run_dir: where everything was written.
+        results: as in `results.json`.
+        again: the command for a whole run.
+    """
+    out = plain_console()
+    best, last = results["best"], results["last"]
+    rows = [
+        [f"{name}, epoch {row['epoch'] + 1}", f"{row['test_accuracy']:.2%}", f"{row['test_accuracy_augmented']:.2%}"]
+        for name, row in (("best", best), ("last", last))
+    ]
+    rows.append(["last, val + test", f"{results['test10k_accuracy']:.2%}", ""])
+    if recipe.published_accuracy is not None:
+        rows.append(["published", "", f"{recipe.published_accuracy:.0%}"])
+    out.print(f"\naccuracy on {results['num_test_images']:,} test images")
+    print_table(["weights", "clean", "augmented"], rows, num_text_columns=1)
+    if recipe.published_accuracy is not None:
+        _print_text(out, "The published one is very likely of augmented images.")
+    num_train = cifar10.SPEC.num_train
+    is_short = config["epochs"] < recipe.epochs or config["num_train_images"] < num_train
+    if is_short:
+        seconds = recipe.epochs * num_train / results["img_per_s"]
+        duration = f"{seconds / 3600:.1f} hours" if seconds > 600 else f"{seconds:.0f} seconds"
+        _print_text(
+            out,
+            f"\nThis was a short run: {config['epochs']} of {recipe.epochs} epochs, {config['num_train_images']:,} of"
+            f" {num_train:,} training images. At the {results['img_per_s']:,.0f} img/s measured here the full recipe"
+            f" trains for about {duration}.",
+        )
+    where = shlex.quote(str(run_dir))
+    commands = {
+        f"fastcifar report {where}": "all of it as one page",
+        f"fastcifar evaluate {where}": "scores of each class",
+        f"fastcifar predict {where} PICTURE": "what it sees in yours",
+        again if is_short else f"{again} --seed {config['seed'] + 1}": "the full recipe" if is_short else "once more",
+    }
+    out.print()
+    for name, path in (("run", run_dir), ("weights", run_dir / BEST_FILE), ("charts", run_dir / "charts")):
+        out.print(f"{name:<10}{path}")
+    for position, (command, purpose) in enumerate(commands.items()):
+        line = f"{'' if position else 'next':<10}{command}"
+        is_wide = not out.is_terminal or len(line) + len(purpose) + 4 <= out.width
+        out.print(f"{line}  # {purpose}" if is_wide else line)
+
+
+def _print_text(out: Console, text: str) -> None:
+    """A sentence or more: broken between words on a terminal, one line elsewhere."""
+    out.print(text, soft_wrap=not out.is_terminal)
+
+
+def show_evaluation(evaluation: dict[str, Any]) -> None:
+    """Print what `classifier.evaluate_split` found."""
+    out = plain_console()
+    low, high = evaluation["interval_95"]
+    how = "augmented" if evaluation["augmented"] else "clean, mirror TTA" if evaluation["mirror_tta"] else "clean"
+    out.print(f"{one_line(evaluation['checkpoint'])}: {evaluation['recipe']}, {evaluation['num_epochs']} epochs")
+    _print_text(
+        out,
+        f"accuracy {evaluation['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), loss {evaluation['loss']:.4f},"
+        f" on {evaluation['num_images']:,} images of {evaluation['split']}, {how}\n",
+    )
+
+    def percent(share: float | None) -> str:
+        return "-" if share is None else f"{share:.1%}"
+
+    rows = [
+        [row["class"], *(percent(row[key]) for key in ("precision", "recall", "f1")), f"{row['num_images']:,}"]
+        for row in evaluation["classes"]
+    ]
+    print_table(["class", "precision", "recall", "F1", "images"], rows, num_text_columns=1)
+    if evaluation["confusions"]:
+        mistakes = [f"{row['label']} as {row['predicted']} {row['count']}" for row in evaluation["confusions"][:5]]
+        _print_text(out, f"\nmost often taken: {', '.join(mistakes)}")
+
+
+def show_predictions(predictions: list[dict[str, Any]]) -> None:
+    """Print what `classifier.predict_pictures` found."""
+    rows = [
+        [one_line(row["path"]), *(f"{guess['class']} {guess['probability']:.1%}" for guess in row["top"])]
+        for row in predictions
+    ]
+    print_table(["picture", "first", "second", "third"], rows, num_text_columns=4)
+
+
+def show_runs(folder: Path, found: list[RunSummary]) -> None:
+    """Print a table of runs, and how to go on with one that was stopped."""
+    out = plain_console()
+    if not found:
+        out.print(f"{one_line(str(folder))} holds no runs")
+        return
+    rows = [
+        [
+            one_line(run.path.name or str(run.path)),
+            run.state,
+            run.recipe,
+            f"{run.num_epochs}/{run.epochs}",
+            "" if run.seed is None else str(run.seed),
+            "" if run.test_accuracy is None else f"{run.test_accuracy:.2%}",
+            "" if run.img_per_s is None else f"{run.img_per_s:,.0f}",
+            "" if run.begun is None else f"{run.begun:%Y-%m-%d %H:%M}",
+        ]
+        for run in found
+    ]
+    print_table(["run", "state", "recipe", "epochs", "seed", "test", "img/s", "begun"], rows, num_text_columns=3)
+    stopped = [run for run in found if run.state == "stopped"]
+    if stopped:
+        command = f"fastcifar train --resume {shlex.quote(str(stopped[0].path))}"
+        out.print(f"\nstopped runs go on where they were, for example: {command}")

@@ -1,0 +1,86 @@
+"""The device that a run uses: which one, what it is fast at, and torch's process-wide settings for it."""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from fastcifar.distributed import ALONE, World
+from fastcifar.errors import ArgumentError, FastcifarError
+from fastcifar.training.allocator import freed_memory_kept
+
+
+def resolve_device(name: str, world: World = ALONE) -> torch.device:
+    """The device of that name, of several processes on a machine each its own; for "auto" CUDA where there is one.
+
+    Raises:
+        FastcifarError: there is none, or one of the name for several processes.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    match = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
+    if match is None:
+        raise ArgumentError("device", f"must be auto, cpu, cuda or cuda:<index>, not {name!r}")
+    if name == "cpu":
+        return torch.device("cpu")
+    if match[1] is not None and world.size > 1:
+        raise ArgumentError("device", f"{name} is one device for {world.size} processes: give cuda")
+    index, num_devices = int(match[1] or world.local_rank), torch.cuda.device_count()
+    if index >= num_devices:
+        wanted = repr(name) if world.size == 1 else f"for local rank {index}"
+        raise ArgumentError("device", f"{wanted} is not there: torch sees {num_devices} CUDA devices")
+    return torch.device("cuda", index)
+
+
+def is_bf16_fast(device: torch.device) -> bool:
+    """Whether the hardware multiplies bf16 itself: from Ampere on, and on x86 with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+@contextlib.contextmanager
+def configured_device(name: str, *, description: str, num_threads: int, deterministic: bool) -> Iterator[None]:
+    """Set torch up for a run on a device; its former behaviour returns afterwards.
+
+    Args:
+        name: "cpu" or "cuda:<index>".
+        description: the processor's own name, for an error.
+        num_threads: torch's threads on the CPU.
+        deterministic: whether only algorithms are used that give the same bits each time.
+
+    Raises:
+        FastcifarError: the device has too little memory for what is done meanwhile.
+    """
+    device = torch.device(name)
+    torch.set_num_threads(num_threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing here reads any
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = not deterministic  # every training batch has the same shape
+    try:
+        with freed_memory_kept(device.type):
+            yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise FastcifarError(
+            f"{description} has too little memory free: try a smaller batch size, or the streamed loader"
+        ) from error
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that memory is short; torch's allocator on the CPU has no exception type of its own."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
