@@ -1,6 +1,6 @@
 """A contender in a process of its own, so that none gains or loses by what another did to its process.
 
-On a CPU it matters: how a process's allocator was used before decides whether a step's memory is mapped anew.
+On a CPU it matters: how a process's allocator was used before decides whether a step's memory is mapped again.
 """
 
 import multiprocessing
@@ -20,7 +20,7 @@ from fastcifar.data.folder import Split
 from fastcifar.recipes import Recipe
 
 _WARM_STEPS = 1  # of a round on a CPU
-_PATIENCE_S = 300.0  # stock FFCV waits for ever for a thread that failed
+_PATIENCE_S = 300.0  # stock FFCV waits without end for a thread that failed
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def time_epoch(contender: Contender, batch_size: int, device: torch.device, num_
         torch.cuda.reset_peak_memory_stats(device)
     else:
         with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")  # its peak begins anew
+            Path("/proc/self/clear_refs").write_text("5")  # its peak is reset
     with closing(contender.batches()) as batches:
         if num_steps is not None:
             for _ in range(_WARM_STEPS):

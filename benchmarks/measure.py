@@ -23,7 +23,7 @@ GFLOP_PER_IMAGE = 3.329
 
 
 def load_images(data_dir: Path, num_images: int | None) -> Split:
-    """The first images of the training set, all of them for None; the data is prepared where there is none."""
+    """The first images of the training set, all of them for None; missing data is prepared."""
     if is_untouched(data_dir):
         prepare_data(data_dir, report=print)
     train = load_train(data_dir)

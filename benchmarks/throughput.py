@@ -204,7 +204,7 @@ def main(
                 )
                 show(result)
                 results.append(result)
-                if out is not None:  # what is measured is kept, whatever comes next
+                if out is not None:  # what is measured is kept even if the next step fails
                     measured = {"machine": machine, "ceiling": ceiling, "num_images": len(split.labels)}
                     write_results(out, measured | {"results": results})
                     draw(results, machine, out.with_suffix(".png"))

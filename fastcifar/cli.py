@@ -32,7 +32,7 @@ def cli() -> None:
     "--out", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True, help="Folder to fill."
 )
 @click.option("--source", default="auto", show_default=True, help=_SOURCE_HELP)
-@click.option("--force", is_flag=True, help="Write anew what is there already.")
+@click.option("--force", is_flag=True, help="Write again what is there already.")
 def prepare(data_dir: Path, source: str, force: bool) -> None:
     """Make train, val and test .beton files of CIFAR-10, or verify those that are there."""
     from fastcifar.data.prepare import prepare_data
@@ -64,7 +64,7 @@ def verify(data_dir: Path) -> None:
     type=click.Path(path_type=Path),
     default="data",
     show_default=True,
-    help="Prepared data; where there is none yet, it is prepared first.",
+    help="Prepared data; missing data is prepared first.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/RECIPE-TIME]")
 @click.option("--epochs", type=int, help="Passes over the training set; the schedule keeps its shape.")
@@ -261,7 +261,7 @@ def runs(folder: Path) -> None:
     help="Folder to fill.  [default: RUN/charts; of several runs charts-compared]",
 )
 def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
-    """Draw a run's charts anew, or up to 8 runs in one chart that compares them, as PNG and SVG."""
+    """Draw a run's charts again, or up to 8 runs in one chart that compares them, as PNG and SVG."""
     from fastcifar.results.charts import left_out, write_charts, write_comparison
 
     if len(run_dirs) == 1:
@@ -306,7 +306,7 @@ def doctor(data_dir: Path) -> None:
 
 
 def main() -> None:
-    """Run the command line; whatever a user can mend ends in one line and exit code 2."""
+    """Run the command line; an error that a user can put right ends in one line and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path need not be text

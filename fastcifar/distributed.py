@@ -34,7 +34,7 @@ class World:
         size: how many there are, on all machines.
         local_rank: of this process on its machine; the index of its GPU.
         local_size: how many there are on its machine.
-        num_restarts: how often torchrun has started all of them anew, because one failed.
+        num_restarts: how often torchrun has restarted all of them because one failed.
     """
 
     rank: int = 0
@@ -49,7 +49,7 @@ class World:
         return self.rank == 0
 
     def all_reduce_sum(self, tensor: Tensor) -> None:
-        """Put the sum over all ranks into `tensor`; the bits are the same on each."""
+        """Sum `tensor` over all ranks, in place; every rank gets the same bits."""
         if self.size > 1:
             dist.all_reduce(tensor)
 
@@ -62,19 +62,19 @@ class World:
         return greatest.item()
 
     def broadcast(self, value: T | None) -> T:
-        """What rank 0 gave; what the others give is not looked at. It is pickled."""
+        """Rank 0's value, on every rank; the other ranks' arguments are ignored. It is pickled."""
         box = [value]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         return box[0]  # type: ignore[return-value]
 
     def barrier(self) -> None:
-        """Wait until every rank is here."""
+        """Wait until every rank has called this."""
         self.all_reduce_max(0.0)
 
     @contextlib.contextmanager
     def peers_needed(self) -> Iterator[None]:
-        """Make one line of what torch raises when another rank has died.
+        """Turn what torch raises when another rank has died into one line.
 
         Raises:
             LostPeerError: it has.
@@ -84,7 +84,7 @@ class World:
         except RuntimeError as error:
             if self.size == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error).lower()):
                 raise
-            lines = str(error).strip().splitlines()  # NCCL fails for many a reason, and says it last
+            lines = str(error).strip().splitlines()  # NCCL fails for many reasons, and the last line names it
             reason = f" ({lines[-1][:200]})" if isinstance(error, dist.DistBackendError) and lines else ""
             who = f"rank {self.rank} of {self.size}"
             raise LostPeerError(
@@ -96,7 +96,7 @@ ALONE = World()
 
 
 def world_from_env() -> World:
-    """This process's place in the world, from the environment that torchrun gives it; alone where there is none.
+    """This process's place in the world, from torchrun's environment variables; a world of one without them.
 
     Raises:
         FastcifarError: the environment is incomplete, or its values are no numbers.
@@ -125,7 +125,7 @@ def world_from_env() -> World:
 
 @contextlib.contextmanager
 def init_distributed() -> Iterator[World]:
-    """Be part of the world until this is left; within it again nothing happens.
+    """Join torchrun's process group for the length of the context; a nested call does nothing.
 
     Tensors on CUDA devices travel through NCCL, those on the CPU through gloo. Ranks other than 0, which have nothing
     to save, die of SIGINT and SIGTERM at once, even within a collective.
@@ -145,7 +145,7 @@ def init_distributed() -> Iterator[World]:
         torch.cuda.set_device(world.local_rank)
     try:
         store, rank, size = next(rendezvous("env://"))
-        # torchrun keeps its store when it starts the processes anew, with the addresses of those that are gone.
+        # torchrun keeps its store over a restart, with the addresses of processes that are gone.
         store = dist.PrefixStore(f"restart {world.num_restarts}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
@@ -154,4 +154,4 @@ def init_distributed() -> Iterator[World]:
         raise LostPeerError(f"rank {world.rank} of {world.size} cannot join the others at {where}: {reason}") from error
     with world.peers_needed():
         yield world
-    dist.destroy_process_group()  # after an error it could wait for ever for a rank that is gone
+    dist.destroy_process_group()  # after an error it could wait without end for a rank that is gone

@@ -76,7 +76,7 @@ def _check_device() -> Check:
         found = f"{torch.cuda.get_device_name(device)}, {memory_gib:.0f} GiB, {precision}"
         return Check("device", True, found)
     if torch.version.cuda is not None and shutil.which("nvidia-smi"):
-        return Check("device", False, f"a GPU that torch does not see; CPU, {precision}", "mend the NVIDIA driver")
+        return Check("device", False, f"a GPU that torch does not see; CPU, {precision}", "repair the NVIDIA driver")
     return Check("device", True, f"CPU, {precision}; no CUDA device, so the full recipes take hours")
 
 
@@ -93,7 +93,7 @@ def _check_ffcv() -> Check:
     try:
         with ffcv_side_effects_undone():
             importlib.import_module("ffcv")
-    except Exception as error:  # a missing library shows as whatever its importer raises
+    except Exception as error:  # a missing library makes the import raise many types
         reason = " ".join(str(error).split())[:120]
         return Check(
             "FFCV",

@@ -14,9 +14,9 @@ from fastcifar.errors import FastcifarError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file under a temporary name beside it; once that is written whole and synced, rename it.
+    """Write a file under a temporary name in the same folder; rename it once it is complete and synced.
 
-    Whatever happens, `path` holds what it held before or all that was written. Parent folders are made.
+    At any moment `path` holds its former content or all of the new one. Parent folders are made.
 
     Args:
         path: the file to make or replace.
@@ -54,7 +54,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path, message: str) -> Iterator[None]:
-    """Hold a lock on a folder that is there; it ends with the process, however that ends.
+    """Hold a lock on an existing folder; the lock ends with the process, even when that is killed.
 
     Raises:
         FastcifarError: with this message, another process or thread holds it.
@@ -74,7 +74,7 @@ def locked(folder: Path, message: str) -> Iterator[None]:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether it is what a killed process left of `replacing`."""
+    """Whether it is a temporary file of `replacing` in a killed process."""
     return re.fullmatch(r"\..+\.[0-9]+\.tmp", path.name) is not None
 
 

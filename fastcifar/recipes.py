@@ -34,7 +34,7 @@ class Recipe:
         seed: of initialisation, order and augmentation.
 
     Raises:
-        FastcifarError: a value is none to train by.
+        FastcifarError: a value cannot be trained with.
     """
 
     name: str
@@ -119,7 +119,7 @@ def get_recipe(name: str) -> Recipe:
     """Look a recipe up by its name.
 
     Raises:
-        FastcifarError: there is none of that name.
+        FastcifarError: no recipe has that name.
     """
     try:
         return RECIPES[name]

@@ -40,7 +40,7 @@ class RunView(Callback):
         self._is_live = self._out.is_terminal and not self._out.is_dumb_terminal and not quiet
         self._live = Live(self, console=self._out, transient=True)
         self._num_epochs = self._num_steps = self._batch_size = 0
-        self._epoch = 0  # the one at work, from 1
+        self._epoch = 0  # the current one, from 1
         self._position = self._first_position = 0  # steps of the whole run: done, and done before this process
         self._begun = self._epoch_start = 0.0
         self._rate: float | None = None  # images a second

@@ -29,7 +29,7 @@ def tiny_data(tiny_template: Path, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def real_dataset() -> Dataset:
-    """The 60,000 images; for tests marked `network`, which are skipped where the data cannot be had."""
+    """The 60,000 images; for tests marked `network`, which are skipped where the data cannot be reached."""
     try:
         return load_source("auto")
     except FastcifarError as error:

@@ -111,5 +111,5 @@ def test_damage_is_named(beton: Path, name: str) -> None:
     damage, what = DAMAGES[name]
     with pytest.raises(FastcifarError) as caught:
         parse(damage(np.fromfile(beton, np.uint8)), beton, 20)
-    remedy = f"make it anew with `fastcifar prepare --force --out {beton.parent}`"
+    remedy = f"write it again with `fastcifar prepare --force --out {beton.parent}`"
     assert str(caught.value) == f"{beton} is damaged ({what}): {remedy}"

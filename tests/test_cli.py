@@ -171,7 +171,7 @@ def test_verify_says_what_is_sound_and_what_is_not(
     code, _, err = call(monkeypatch, capsys, "verify", str(tiny_data))
     assert code == 2
     assert err == (
-        f"Error: {tiny_data}/val.beton is damaged (its file_sha256 is not the manifest's): make it anew with "
+        f"Error: {tiny_data}/val.beton is damaged (its file_sha256 is not the manifest's): write it again with "
         f"`fastcifar prepare --force --out {tiny_data}`\n"
     )
 

@@ -305,7 +305,7 @@ CALLS = [
 
 
 def damage_archive(rng: Rng, content: bytes) -> Damaged:
-    """Write a checkpoint anew with other entries: every CRC fits, and where it matters the digest too."""
+    """Write a checkpoint with other entries: every CRC fits, and where it matters the digest too."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = [(name, archive.read(name)) for name in archive.namelist()]
     first, second = (int(i) for i in rng.permutation(len(entries))[:2])
@@ -481,7 +481,7 @@ def test_results(tmp_path: Path, num_damages: int) -> None:
 @pytest.mark.parametrize("name", [CONFIG_FILE, METRICS_FILE])
 @many(20, 300)
 def test_reports(tmp_path: Path, name: str, num_damages: int) -> None:
-    """Whatever passes as a run's configuration and metrics can be drawn and reported."""
+    """Configuration and metrics that are accepted can be drawn and reported."""
     run_dir = write_run(tmp_path / "run", METRICS, epochs=9)
     path = run_dir / name
     tree = json.loads(path.read_text()) if name == CONFIG_FILE else METRICS

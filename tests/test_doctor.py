@@ -41,7 +41,7 @@ def test_each_check_can_fail(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -
     ]
     assert checks["FFCV"].found == "cannot be imported (libturbojpeg.so.0: cannot open shared object file)"
     assert checks["data"].found == f"{tiny_data}/test.beton is damaged (it ends too early)"
-    assert checks["data"].remedy == f"make it anew with `fastcifar prepare --force --out {tiny_data}`"
+    assert checks["data"].remedy == f"write it again with `fastcifar prepare --force --out {tiny_data}`"
     assert all(check.remedy for check in checks.values() if not check.is_sound)
 
 
@@ -53,7 +53,7 @@ def test_a_gpu_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     check = doctor._check_device()
     assert not check.is_sound
-    assert check.remedy == "mend the NVIDIA driver"
+    assert check.remedy == "repair the NVIDIA driver"
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,7 +139,7 @@ def test_a_flipped_bit_anywhere_is_refused(tiny_data: Path, name: str, offset: i
     content = bytearray((tiny_data / name).read_bytes())
     content[offset] ^= 1
     (tiny_data / name).write_bytes(content)
-    with pytest.raises(FastcifarError, match=rf"{tiny_data / name} is damaged \(.+\): make it anew"):
+    with pytest.raises(FastcifarError, match=rf"{tiny_data / name} is damaged \(.+\): write it again"):
         verify_data(tiny_data)
 
 
@@ -219,7 +219,7 @@ def test_a_mask_that_names_other_images_is_refused(tiny_data: Path) -> None:
 
 def test_a_manifest_that_is_no_json_is_refused(tiny_data: Path) -> None:
     (tiny_data / "manifest.json").write_text("{")
-    with pytest.raises(FastcifarError, match=r"manifest\.json is damaged: it is not valid JSON: make it anew"):
+    with pytest.raises(FastcifarError, match=r"manifest\.json is damaged: it is not valid JSON: write it again"):
         verify_data(tiny_data)
 
 

@@ -67,7 +67,7 @@ def kill(data: Path, work_dir: Path, *arguments: str) -> list[str]:
 
 def test_killed_runs_go_on_as_if_never_stopped(tiny_data: Path, tmp_path: Path) -> None:
     lines = kill(tiny_data, tmp_path, "sync", "1", "11")
-    assert [line.split(": ")[1] for line in lines] == ["begun anew, equal", "resumed after epoch 0, equal"]
+    assert [line.split(": ")[1] for line in lines] == ["started again, equal", "resumed after epoch 0, equal"]
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ REFUSALS: dict[str, tuple[Any, str]] = {
     "a setting too many": (lambda run: edit(run, settings={"speed": 9}), "settings in its checkpoint are damaged"),
     "no settings": (lambda run: edit(run, settings={}, num_epochs=7), "is damaged, or no checkpoint to go on from"),
     "the best weights only": (lambda run: shutil.copy(run / "best.pt", run / "last.pt"), "or no checkpoint to go on"),
-    "no checkpoint": (lambda run: (run / "last.pt").unlink(), "holds no last.pt to go on from: start the run anew"),
+    "no checkpoint": (lambda run: (run / "last.pt").unlink(), "holds no last.pt to go on from: start a new run"),
     "finished": (lambda run: (run / "results.json").write_text("{}"), "is finished: there is nothing left to do"),
     "no run": (lambda run: shutil.rmtree(run), "is no run directory: there is no such folder"),
 }

@@ -83,7 +83,7 @@ def write_beton(path: Path, images: Images, labels: Labels) -> None:
         from ffcv.writer import DatasetWriter, handle_sample
 
     class InProcessWriter(DatasetWriter):  # type: ignore[misc]
-        """FFCV's writer without its worker processes: it waits for ever for one that fails, on a full disk say."""
+        """FFCV's writer without its worker processes: it never ends when one fails, on a full disk say."""
 
         def _write_common(self, num_samples: int, queue_content: Iterable[Any], _: Any, arguments: tuple[Any]) -> None:
             self.num_samples = num_samples
@@ -118,7 +118,7 @@ def write_beton(path: Path, images: Images, labels: Labels) -> None:
 
 def remedy(data_dir: Path) -> str:
     """What to do about a damaged file of a data folder, for the end of an error's message."""
-    return f"make it anew with `fastcifar prepare --force --out {shlex.quote(str(data_dir))}`"
+    return f"write it again with `fastcifar prepare --force --out {shlex.quote(str(data_dir))}`"
 
 
 def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Images, Labels]:

@@ -61,7 +61,7 @@ def load_source(source: str, *, cache_dir: Path | None = None, report: Report = 
         The images and labels that `cifar10.SPEC` identifies.
 
     Raises:
-        FastcifarError: the source cannot be had or read, or is not CIFAR-10.
+        FastcifarError: the source cannot be reached or read, or is not CIFAR-10.
     """
     origins = {
         "official": _Origin("official archive", "cifar-10-python.tar.gz", _fetch_official),
@@ -120,7 +120,7 @@ def _read_cached(origin: _Origin, cache_dir: Path, report: Report) -> Dataset | 
 
 
 def _download(origin: _Origin, cache_dir: Path, report: Report) -> Dataset:
-    """The dataset fetched anew, its archive put into the cache only once its content is checked."""
+    """The dataset, downloaded; its archive enters the cache only after its content is checked."""
     with contextlib.ExitStack() as stack:
         kept: Path | None = cache_dir / origin.file_name
         try:

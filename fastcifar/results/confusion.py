@@ -33,7 +33,7 @@ def draw_confusion(labels: NDArray[np.integer[Any]], predictions: NDArray[np.int
     Args:
         labels: `(N,)` integers in 0..9, N at least 1.
         predictions: `(N,)` integers in 0..9.
-        title: which run this is, shown beneath the headline.
+        title: which run this is, shown below the headline.
 
     Returns:
         A figure 8 inches wide.

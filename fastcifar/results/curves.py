@@ -1,4 +1,4 @@
-"""Loss and accuracy over the epochs, of one run or of several in one picture, with the learning rate beneath."""
+"""Loss and accuracy over the epochs, of one run or of several in one picture, with the learning rate below."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,12 +36,12 @@ class ComparedRun:
 
 
 def draw_curves(metrics: Sequence[Mapping[str, float]], *, title: str) -> Figure:
-    """Loss and accuracy of training and validation over the epochs, and the learning rate beneath.
+    """Loss and accuracy of training and validation over the epochs, and the learning rate below.
 
     Args:
         metrics: one mapping an epoch, at least one, in order, with `epoch` (from 0; shown from 1), `train_loss`,
             `train_accuracy` (0..1), `val_loss`, `val_accuracy` (0..1) and `lr`.
-        title: which run this is, shown beneath the headline.
+        title: which run this is, shown below the headline.
 
     Returns:
         A figure 8 inches wide.
@@ -95,11 +95,11 @@ def draw_curves(metrics: Sequence[Mapping[str, float]], *, title: str) -> Figure
 
 
 def draw_comparison(compared: Sequence[ComparedRun], *, title: str) -> Figure:
-    """Validation loss and accuracy of several runs over the epochs, training loss, and the learning rate beneath.
+    """Validation loss and accuracy of several runs over the epochs, training loss, and the learning rate below.
 
     Args:
         compared: 2 to 8 runs.
-        title: what they have in common, shown beneath the headline.
+        title: what they have in common, shown below the headline.
 
     Returns:
         A figure 8 inches wide, with a row for each run at its foot.

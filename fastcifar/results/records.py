@@ -183,7 +183,7 @@ def read_predictions(run_dir: Path) -> Predictions:
             images, labels, logits = arrays["images"], arrays["labels"], arrays["logits"]
     except FileNotFoundError as error:
         raise FastcifarError(f"{path} is missing: the run was not finished") from error
-    except Exception as error:  # a damaged archive raises whatever its parser meets
+    except Exception as error:  # a damaged archive makes its parser raise almost anything
         raise FastcifarError(f"{path} is damaged: it is no archive of images, labels and logits") from error
     num_images = len(labels) if labels.ndim == 1 else -1
     for name, array, dtype, shape in (

@@ -1,4 +1,4 @@
-"""Run directories: made, locked, taken up again, and listed."""
+"""Run directories: created, locked, reopened, and listed."""
 
 import contextlib
 import datetime
@@ -64,7 +64,7 @@ def interrupted_run_dir(run_dir: Path) -> Iterator[None]:
     """Keep other processes out of the directory of a run that is to go on.
 
     Raises:
-        FastcifarError: it is none, the run is finished, or it is still going.
+        FastcifarError: it is not a run directory, the run is finished, or it is still running.
     """
     if not run_dir.is_dir():
         raise FastcifarError(f"{run_dir} is no run directory: there is no such folder")
@@ -72,7 +72,7 @@ def interrupted_run_dir(run_dir: Path) -> Iterator[None]:
         if (run_dir / RESULTS_FILE).exists():
             raise FastcifarError(f"{run_dir} is finished: there is nothing left to do")
         if not (run_dir / LAST_FILE).exists():
-            raise FastcifarError(f"{run_dir} holds no {LAST_FILE} to go on from: start the run anew")
+            raise FastcifarError(f"{run_dir} holds no {LAST_FILE} to go on from: start a new run")
         _remove_leftovers(run_dir)
         yield
 

@@ -23,7 +23,7 @@ def draw_samples(images: Images, labels: Labels, logits: NDArray[np.float32], *,
         images: `(N, 32, 32, 3)` uint8, N at least 1.
         labels: `(N,)` uint8 in 0..9.
         logits: `(N, 10)` float32, finite; the confidence is their softmax's maximum.
-        title: which run this is, shown beneath the headline.
+        title: which run this is, shown below the headline.
 
     Returns:
         A figure 8 inches wide, as high as its rows of images.
@@ -105,7 +105,7 @@ def draw_samples(images: Images, labels: Labels, logits: NDArray[np.float32], *,
             )
         add_caption(
             figure,
-            f"Above: true class. Beneath: {CHECK} right or {CROSS} wrong, predicted class, "
+            f"Above: true class. Below: {CHECK} right or {CROSS} wrong, predicted class, "
             "confidence (softmax probability).",
         )
     return figure

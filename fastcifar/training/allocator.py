@@ -1,6 +1,6 @@
 """Memory that a training step frees is kept for the next one.
 
-glibc hands large blocks back to the kernel as soon as they are freed, so every step on a CPU maps its activations anew
+glibc hands large blocks back to the kernel as soon as they are freed, so every step on a CPU maps its activations again
 and the kernel clears them page by page: 60,000 page faults a step at batch size 128.
 """
 
@@ -17,7 +17,7 @@ _KEPT_MMAP_THRESHOLD, _NEVER = 1 << 30, -1
 
 @contextlib.contextmanager
 def freed_memory_kept(device_type: str) -> Iterator[None]:
-    """Keep freed memory in the process until this is left, if the device is "cpu" and the allocator glibc's."""
+    """Keep freed memory in the process within this context, if the device is "cpu" and the allocator glibc's."""
     libc = ctypes.CDLL(None)
     if device_type != "cpu" or not hasattr(libc, "mallopt"):
         yield

@@ -33,7 +33,7 @@ _GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint; `path` holds the former one or this one, whatever happens.
+    """Write a checkpoint; `path` holds the former one or this one at any moment.
 
     Args:
         path: the file.
@@ -58,7 +58,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU, as tensors and plain values only.
 
     Raises:
-        FastcifarError: it cannot be read, or is none of this package's.
+        FastcifarError: it cannot be read, or is not a checkpoint of this package.
     """
     try:
         file_content = path.read_bytes()
@@ -67,7 +67,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         _check(file_content)
         content = torch.load(io.BytesIO(file_content), map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged archive raises whatever its parser meets
+    except Exception as error:  # a damaged archive makes its parser raise almost anything
         raise FastcifarError(f"{path} is damaged, or not a fastcifar checkpoint of format {_FORMAT}") from error
     sound = isinstance(content, dict) and type(content.get("format")) is int and content["format"] == _FORMAT
     if not (sound and is_state(content.get("model"))):
@@ -83,7 +83,7 @@ def is_state(model: Any) -> bool:
 
 
 def _check(file_content: bytes) -> None:
-    """Raise ValueError, or whatever a parser does, unless these are bytes of ours that torch may read."""
+    """Raise ValueError, or what a parser raises, unless this is a checkpoint of ours that torch may read."""
     content, digest = file_content[:-_DIGEST_CHARS], file_content[-_DIGEST_CHARS:]
     if hashlib.sha256(content).hexdigest().encode() != digest:
         raise ValueError("digest")
@@ -165,7 +165,7 @@ class Checkpointer:
         self._save()
 
     def describe(self) -> str:
-        """What of the run is saved once this is left."""
+        """What of the run is saved, in words."""
         if not self.metrics:
             return f"no epoch was finished, {self._run_dir} holds the untrained model"
         return f"{len(self.metrics)} finished epochs are saved in {self._run_dir}"
@@ -203,7 +203,7 @@ def read_last(run_dir: Path) -> dict[str, Any]:
     """Read a run's `last.pt`, as `Checkpointer` takes it.
 
     Raises:
-        FastcifarError: there is none, it is damaged, or the run was of other data.
+        FastcifarError: it is missing or damaged, or the run used other data.
     """
     path = run_dir / LAST_FILE
     content = load_checkpoint(path)

@@ -9,7 +9,7 @@ _WARM_UPS = 3  # on a stream of their own, as torch's notes on CUDA graphs ask f
 
 
 class CudaGraphStep:
-    """Replays `run(images, labels)` on whatever batch it is given.
+    """Replays `run(images, labels)` on the batch it is given.
 
     Recording runs `run` three times and captures a fourth, so what those runs change is the caller's to restore, in
     place: the graph has the addresses of every tensor that `run` touched.

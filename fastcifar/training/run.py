@@ -109,7 +109,7 @@ def _device_of(settings: Settings) -> contextlib.AbstractContextManager[None]:
 
 
 def _prepare_everywhere(data_dir: Path, world: World, callback: Callback) -> None:
-    """Prepare data where there is none: by rank 0 for all that share its folder, then once on every other machine."""
+    """Prepare missing data: by rank 0 for all that share its folder, then once on every other machine."""
     for is_mine in (world.is_main, world.local_rank == 0):
         if is_mine and is_untouched(data_dir):
             prepare_data(data_dir, report=callback.on_message)
@@ -302,7 +302,7 @@ class Run:
                 self.logits(self.val)
         except FastcifarError:
             raise
-        except Exception as error:  # whatever a compiler, its absence, or torch's own code raises
+        except Exception as error:  # a compiler, its absence and torch's own code raise many types
             if is_out_of_memory(error):
                 raise
             reason = (str(error).strip().splitlines() or [repr(error)])[0][:200]

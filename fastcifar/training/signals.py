@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop, which a run grants at its next step."""
+"""SIGINT and SIGTERM end a run in order, at its next step."""
 
 import os
 import signal
@@ -53,6 +53,6 @@ def _say(line: str) -> None:
         if sys.stderr.isatty():
             sys.stderr.write(line)  # which a live view puts above itself
             return
-    except (RuntimeError, ValueError, OSError):  # the signal came amid another write
+    except (RuntimeError, ValueError, OSError):  # the signal came during another write
         pass
     os.write(2, line.encode())

@@ -81,7 +81,7 @@ def finish(data: Path, run_dir: Path) -> str:
     if not (run_dir / LAST_FILE).exists():
         assert all(is_leftover(path) for path in run_dir.iterdir()) if run_dir.exists() else True
         assert forked(lambda: train_anew(data, run_dir)) == 0
-        return "begun anew"
+        return "started again"
     num_epochs = load_checkpoint(run_dir / LAST_FILE)["num_epochs"]
     assert forked(lambda: resume_training(run_dir)) == 0
     return f"resumed after epoch {num_epochs}"
@@ -90,7 +90,7 @@ def finish(data: Path, run_dir: Path) -> str:
 def main() -> None:
     """Kill and resume as the command line says."""
     data, work_dir, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    torch.set_num_threads(1)  # a fork of a process that has more of them would wait for ever
+    torch.set_num_threads(1)  # a fork of a process that has more of them would never end
     reference = work_dir / "reference"
     start = time.monotonic()
     assert forked(lambda: train_anew(data, reference)) == 0

@@ -121,7 +121,7 @@ def python_files() -> Files:
 
 
 def repickled_files(protocol: int) -> Files:
-    """The batches as someone's Python 3 wrote them anew."""
+    """The batches as Python 3 would pickle them."""
     return {
         name: pickle.dumps({"data": planes(images), "labels": labels.tolist()}, protocol)
         for name, images, labels in batches()
