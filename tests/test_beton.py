@@ -1,6 +1,12 @@
+import hashlib
+import shlex
+import shutil
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +19,7 @@ from fastcifar.errors import FastcifarError
 
 Content = NDArray[np.uint8]
 SAMPLES = 24 + 2 * 1041  # where the samples' metadata begins
-PAGE = 1 << 23  # where the pixels begin
+PAGE = 1 << 21  # where the pixels begin
 TABLE = 2 * PAGE  # where the allocation table begins
 
 
@@ -38,6 +44,57 @@ def test_round_trip_over_several_pages(tmp_path: Path) -> None:
 def test_the_same_content_gives_the_same_bytes(beton: Path, tmp_path: Path) -> None:
     write_beton(tmp_path / "y.beton", TEST_IMAGES, TEST_LABELS)
     assert (tmp_path / "y.beton").read_bytes() == beton.read_bytes()
+
+
+def test_the_bytes_are_those_of_ffcvs_own_writer(tmp_path: Path) -> None:
+    # Made by FFCV 1.0.2 with one worker process, its shared memory and its default page size.
+    write_beton(tmp_path / "y.beton", TEST_IMAGES, TEST_LABELS, page_size=1 << 23)
+    digest = hashlib.sha256((tmp_path / "y.beton").read_bytes()).hexdigest()
+    assert digest == "184fda51c592c90b3eff9c619d64459a0d55303d06801726463a1a2c81702712"
+
+
+@pytest.mark.parametrize("page_size", [1 << 21, 1 << 24])
+def test_page_sizes(page_size: int, tmp_path: Path) -> None:
+    write_beton(tmp_path / "y.beton", TEST_IMAGES, TEST_LABELS, page_size)
+    content = np.fromfile(tmp_path / "y.beton", np.uint8)
+    assert len(content) == 2 * page_size + 20 * 24
+    images, labels = parse(content, tmp_path / "y.beton", 20)
+    np.testing.assert_array_equal(images, TEST_IMAGES)
+    np.testing.assert_array_equal(labels, TEST_LABELS)
+
+
+def test_writing_needs_no_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("shared memory is used")
+
+    for name in ("shm_open", "SharedMemory"):
+        monkeypatch.setattr(f"multiprocessing.shared_memory.{name}", refuse, raising=False)
+    monkeypatch.setattr("multiprocessing.heap.Arena", refuse)  # of multiprocessing.Value
+    monkeypatch.setattr("_multiprocessing.SemLock", refuse)  # of its lock
+    write_beton(tmp_path / "y.beton", TEST_IMAGES, TEST_LABELS)
+    assert parse(np.fromfile(tmp_path / "y.beton", np.uint8), tmp_path / "y.beton", 20)[1].tolist() == list(TEST_LABELS)
+
+
+IN_A_SMALL_DEV_SHM = "mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "
+WRITE_3000_IMAGES = """
+import sys, pathlib, numpy
+from fastcifar.data.beton import write_beton
+write_beton(pathlib.Path(sys.argv[1]), numpy.zeros((3000, 32, 32, 3), numpy.uint8), numpy.zeros(3000, numpy.uint8))
+"""
+
+
+@pytest.mark.slow  # it imports FFCV once more
+def test_a_small_dev_shm_is_enough(tmp_path: Path) -> None:
+    unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*unshare, IN_A_SMALL_DEV_SHM + "true"], check=False).returncode
+    ):
+        pytest.skip("mount namespaces are not permitted")
+    command = shlex.join([sys.executable, "-c", WRITE_3000_IMAGES, str(tmp_path / "y.beton")])
+    subprocess.run([*unshare, IN_A_SMALL_DEV_SHM + command], check=True, timeout=120)  # 72 kB of metadata
+    images, _ = parse(np.fromfile(tmp_path / "y.beton", np.uint8), tmp_path / "y.beton", 3000)
+    assert not images.any()
 
 
 def test_stock_ffcv_reads_the_file(beton: Path) -> None:

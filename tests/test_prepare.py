@@ -96,7 +96,7 @@ def test_a_manifest_that_cannot_be_written_replaces_nothing(
 
 def test_a_file_that_reads_back_differently_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real_write = beton.write_beton
-    monkeypatch.setattr(beton, "write_beton", lambda path, images, labels: real_write(path, 255 - images, labels))
+    monkeypatch.setattr(beton, "write_beton", lambda path, images, *rest: real_write(path, 255 - images, *rest))
     with containers.tiny_cifar10(), pytest.raises(FastcifarError, match="does not read back as it was written"):
         prepare_data(tmp_path / "data", source(tmp_path))
     assert list((tmp_path / "data").iterdir()) == []

@@ -9,11 +9,11 @@ multiple of the page size) pages of pixel data, then the allocation table up to 
 """
 
 import contextlib
-import io
 import shlex
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from fastcifar.files import writing
 
 _VERSION = 2
 _IMAGE_BYTES = IMAGE_SIZE * IMAGE_SIZE * 3
-_PAGE_SIZE = 1 << 23  # FFCV's default; it allows powers of two from 2 MiB to 2 GiB
+MIN_PAGE_SIZE, MAX_PAGE_SIZE = 1 << 21, 1 << 31  # FFCV's limits
 _RAW_MODE = 1  # an image's pixels as they are, not as JPEG
 
 _HEADER = np.dtype(
@@ -61,18 +61,54 @@ def ffcv_side_effects_undone() -> Iterator[None]:
             torch.set_num_threads(num_threads)
 
 
-def write_beton(path: Path, images: Images, labels: Labels) -> None:
+class _OrdinaryMemory:
+    """Takes the place of `SharedMemory`."""
+
+    def __init__(self, create: bool, size: int) -> None:
+        self.buf = bytearray(size)
+
+
+class _OrdinaryCounter:
+    """Takes the place of `multiprocessing.Value`."""
+
+    def __init__(self, _: Any, value: int) -> None:
+        self.value = value
+
+    def get_lock(self) -> contextlib.nullcontext[None]:
+        return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _ordinary_memory() -> Iterator[None]:
+    """Give FFCV's writer ordinary memory instead of shared memory.
+
+    It shares its metadata and its counters with its worker processes through /dev/shm. A container may have too
+    little of that, and then the process dies by SIGBUS. `write_beton` has no worker processes.
+    """
+    from ffcv import memory_allocator, writer
+
+    shared_memory, value = writer.shared_memory, memory_allocator.Value
+    writer.shared_memory = SimpleNamespace(SharedMemory=_OrdinaryMemory)
+    memory_allocator.Value = _OrdinaryCounter
+    try:
+        yield
+    finally:
+        writer.shared_memory, memory_allocator.Value = shared_memory, value
+
+
+def write_beton(path: Path, images: Images, labels: Labels, page_size: int = MIN_PAGE_SIZE) -> None:
     """Write images and labels as an FFCV file with the fields `image` (raw RGB) and `label` (int).
 
-    The bytes are a function of the arguments. `path` is written in place: give a temporary name.
+    The bytes depend on the arguments only. `path` is written in place: give a temporary name.
 
     Args:
         path: the file to write.
         images: `(N, 32, 32, 3)` uint8, N at least 1.
         labels: `(N,)` uint8 in 0..9.
+        page_size: bytes a page, a power of two from `MIN_PAGE_SIZE` to `MAX_PAGE_SIZE`.
 
     Raises:
-        FastcifarError: the file system refuses.
+        FastcifarError: the file cannot be written.
     """
     assert images.dtype == labels.dtype == np.uint8
     assert images.shape == (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)
@@ -83,26 +119,20 @@ def write_beton(path: Path, images: Images, labels: Labels) -> None:
         from ffcv.writer import DatasetWriter, handle_sample
 
     class InProcessWriter(DatasetWriter):  # type: ignore[misc]
-        """FFCV's writer without its worker processes: it never ends when one fails, on a full disk say."""
+        """FFCV's writer without its worker processes: it never returns if one of them fails, on a full disk say."""
 
         def _write_common(self, num_samples: int, queue_content: Iterable[Any], _: Any, arguments: tuple[Any]) -> None:
             self.num_samples = num_samples
             self.prepare()
-            try:
-                metadata = np.frombuffer(self.metadata_sm.buf, self.metadata_type, num_samples)
-                allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
-                with allocator:
-                    for chunk in queue_content:
-                        for destination, source in chunk:
-                            sample = arguments[0][source]
-                            names = self.metadata_type.names
-                            handle_sample(sample, destination, names, metadata, allocator, self.fields)
-                self.finalize(allocator.allocations)
-            finally:
-                self.metadata_sm.unlink()
-                with contextlib.suppress(BufferError, NameError):  # after a failure its traceback still holds views
-                    del metadata
-                    self.metadata_sm.close()
+            metadata = np.frombuffer(self.metadata_sm.buf, self.metadata_type)
+            allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
+            with allocator:
+                for chunk in queue_content:
+                    for destination, source in chunk:
+                        sample = arguments[0][source]
+                        names = self.metadata_type.names
+                        handle_sample(sample, destination, names, metadata, allocator, self.fields)
+            self.finalize(allocator.allocations)
 
     class Samples:
         def __len__(self) -> int:
@@ -112,8 +142,8 @@ def write_beton(path: Path, images: Images, labels: Labels) -> None:
             return images[index], int(labels[index])
 
     fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
-    with writing(path), contextlib.redirect_stderr(io.StringIO()):
-        InProcessWriter(str(path), fields, page_size=_PAGE_SIZE, num_workers=1).from_indexed_dataset(Samples())
+    with writing(path), _ordinary_memory():
+        InProcessWriter(str(path), fields, page_size, num_workers=1).from_indexed_dataset(Samples())
 
 
 def remedy(data_dir: Path) -> str:
@@ -148,15 +178,16 @@ def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Imag
     header = content[: _HEADER.itemsize].view(_HEADER)[0]
     require(header["version"] == _VERSION, "not an FFCV file of version 2")
     require(header["num_samples"] == num_images, f"it does not hold {num_images:,} images")
-    require(header["page_size"] == _PAGE_SIZE, "page size")
+    page_size = int(header["page_size"])
+    require(MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE and page_size.bit_count() == 1, "page size")
     require(header["num_fields"] == len(_FIELDS), "number of fields")
     for field, (type_id, name) in zip(content[_HEADER.itemsize : samples_start].view(_FIELD), _FIELDS, strict=True):
         known = field["type_id"] == type_id and field["name"] == name and not any(field["arguments"].tobytes())
         require(known, f"field {name.decode()}")
 
-    pages_start = -(-samples_end // _PAGE_SIZE) * _PAGE_SIZE
-    num_pages = -(-num_images // (_PAGE_SIZE // _IMAGE_BYTES))  # an image never crosses a page
-    table_start = pages_start + num_pages * _PAGE_SIZE
+    pages_start = -(-samples_end // page_size) * page_size
+    num_pages = -(-num_images // (page_size // _IMAGE_BYTES))  # an image never crosses a page
+    table_start = pages_start + num_pages * page_size
     require(header["table_start"] == table_start, "position of the allocation table")
     require(len(content) == table_start + num_images * _ALLOCATION.itemsize, "size of the file")
 
@@ -166,14 +197,14 @@ def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Imag
     require(((samples["label"] >= 0) & (samples["label"] < NUM_CLASSES)).all(), "label")
     # One writer fills page after page in order, so there is one right value for every pointer.
     index = np.arange(num_images, dtype=np.uint64)
-    page, slot = np.divmod(index, np.uint64(_PAGE_SIZE // _IMAGE_BYTES))
-    pointers = np.uint64(pages_start) + page * np.uint64(_PAGE_SIZE) + slot * np.uint64(_IMAGE_BYTES)
+    page, slot = np.divmod(index, np.uint64(page_size // _IMAGE_BYTES))
+    pointers = np.uint64(pages_start) + page * np.uint64(page_size) + slot * np.uint64(_IMAGE_BYTES)
     require((samples["pointer"] == pointers).all(), "image pointer")
     table = content[table_start:].view(_ALLOCATION)
     sound = (table["sample"] == index) & (table["pointer"] == pointers) & (table["size"] == _IMAGE_BYTES)
     require(sound.all(), "allocation table")
 
-    used = _PAGE_SIZE // _IMAGE_BYTES * _IMAGE_BYTES
-    pages = content[pages_start:table_start].reshape(num_pages, _PAGE_SIZE)[:, :used]
+    used = page_size // _IMAGE_BYTES * _IMAGE_BYTES
+    pages = content[pages_start:table_start].reshape(num_pages, page_size)[:, :used]
     images = pages.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 3)[:num_images]
     return images, samples["label"].astype(np.uint8)

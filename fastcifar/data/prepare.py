@@ -18,6 +18,8 @@ from fastcifar.errors import FastcifarError
 from fastcifar.files import locked, sync, write_json, writing
 from fastcifar.machine import package_versions
 
+PAGE_SIZE = 1 << 23  # FFCV's default
+
 
 def prepare_data(
     data_dir: Path, source: str = "auto", *, force: bool = False, report: Callable[[str], None] = lambda line: None
@@ -100,7 +102,7 @@ def _write_checked(path: Path, split: SplitName, images: Images, labels: Labels)
     """Write a split, read it back, compare, and describe it for the manifest."""
     digest = cifar10.content_digest(images, labels)
     assert digest == cifar10.SPEC.digests[split], f"{split}: the source was checked, yet its split differs"
-    beton.write_beton(path, images, labels)
+    beton.write_beton(path, images, labels, PAGE_SIZE)
     sync(path)
     content = np.fromfile(path, np.uint8)
     written_images, written_labels = beton.parse(content, path, len(labels))
