@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,17 @@ def locked(folder: Path, message: str) -> Iterator[None]:
 def is_leftover(path: Path) -> bool:
     """Whether it is a temporary file of `replacing` in a killed process."""
     return re.fullmatch(r"\..+\.[0-9]+\.tmp", path.name) is not None
+
+
+def default_cache_dir() -> Path:
+    """Where this package keeps what it can make or download again; it may not be there yet."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if Path(base).is_absolute():  # the XDG specification has anything else ignored
+        return Path(base) / "fastcifar"
+    try:
+        return Path.home() / ".cache" / "fastcifar"
+    except RuntimeError:  # a user without a home, as containers may have
+        return Path(tempfile.gettempdir()) / "fastcifar"
 
 
 def sync(path: Path) -> None:

