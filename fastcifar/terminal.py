@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -19,6 +19,9 @@ from fastcifar.recipes import Recipe
 from fastcifar.results.records import BEST_FILE
 from fastcifar.results.run_dir import RunSummary
 from fastcifar.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from fastcifar.results.seed_tables import SeedTable  # imports scipy, which only `repeat` and `report` need
 
 _MAX_BAR = 100  # columns
 
@@ -67,6 +70,7 @@ class RunView(Callback):
         self._epoch = len(finished) + 1
         self._position = self._first_position = len(finished) * num_steps
         self._begun = self._epoch_start = perf_counter()
+        self._rate = self._last = self._best = None  # what they were of an earlier run
         for metrics in finished:
             self._keep(metrics)
 
@@ -297,3 +301,16 @@ def show_runs(folder: Path, found: list[RunSummary]) -> None:
     if stopped:
         command = f"fastcifar train --resume {shlex.quote(str(stopped[0].path))}"
         out.print(f"\nstopped runs go on where they were, for example: {command}")
+
+
+def show_seed_tables(tables: "Sequence[SeedTable]", written: Sequence[Path]) -> None:
+    """Print tables on seeds, and the files they were written to."""
+    out = plain_console()
+    for table in tables:
+        _print_text(out, table.title)
+        print_table(table.columns, table.rows, num_text_columns=1)
+        for remark in table.remarks:
+            _print_text(out, remark)
+        out.print()
+    for path in written:
+        out.print(one_line(str(path)))

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastcifar.data.folder import is_untouched, load_val_and_test
 from fastcifar.data.prepare import prepare_data
 from fastcifar.distributed import LostPeerError, World, init_distributed
-from fastcifar.errors import FastcifarError, Interrupted
+from fastcifar.errors import DivergedError, FastcifarError, Interrupted
 from fastcifar.pipeline.loader import build_loader
 from fastcifar.results.records import Predictions, write_config, write_predictions, write_results
 from fastcifar.results.run_dir import check_unused, interrupted_run_dir, is_stopped, new_run_dir
@@ -223,7 +223,7 @@ class Run:
         if not math.isfinite(train_loss + val_loss):
             bad_step = trainer.first_bad_step()
             where = "the validation" if bad_step is None else f"step {bad_step + 1}"
-            raise FastcifarError(f"the loss is not finite in {where} of epoch {epoch + 1}: {checkpointer.describe()}")
+            raise DivergedError(f"the loss is not finite in {where} of epoch {epoch + 1}", checkpointer.describe())
         return {
             "epoch": epoch,
             "train_loss": train_loss,

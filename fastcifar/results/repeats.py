@@ -1,0 +1,287 @@
+"""A recipe trained from several seeds: a folder of ordinary run directories, read together."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastcifar.errors import ArgumentError, FastcifarError
+from fastcifar.files import read_json, write_json
+from fastcifar.results.charts import describe_run
+from fastcifar.results.records import CONFIG_FILE, RESULTS_FILE, read_config, read_metrics, read_results
+from fastcifar.results.run_dir import list_runs
+from fastcifar.results.seed_statistics import Difference, Mean, mean_of, num_seeds_needed, paired, welch
+
+SUMMARY_FILE, DIVERGED_FILE = "summary.json", "diverged.json"
+MEASURES = {"test_accuracy": "clean", "test_accuracy_augmented": "augmented", "test10k_accuracy": "official test"}
+TOLD_APART = (0.001, 0.002, 0.005)  # differences of accuracy, 0..1
+
+# What may differ between the seeds of a folder: it does not change what is trained.
+_NOT_COMPARED = {"seed", "device_name", "num_threads", "num_workers", "begun", "environment", "resumed"}
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One seed's run.
+
+    Attributes:
+        seed: of the run.
+        state: "finished", "diverged", "stopped" or "running".
+        reason: where the loss was not finite, of a run that diverged.
+        accuracies: 0..1 by the names of `MEASURES`, of a finished run: its best weights clean and augmented, and its
+            last ones on all official test images.
+        seconds: wall time, of a finished run.
+        epochs_to_target: epochs until the validation accuracy first was the target's; None if it never was.
+    """
+
+    seed: int
+    state: str
+    reason: str = ""
+    accuracies: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
+    epochs_to_target: int | None = None
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """All seeds of a folder.
+
+    Attributes:
+        folder: that holds them.
+        config: of its first seed; the others' differ only in what does not change what is trained.
+        devices: the processors' names, each once.
+        runs: by seed.
+        target_accuracy: of `SeedRun.epochs_to_target`, 0..1, or None.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    devices: tuple[str, ...]
+    runs: tuple[SeedRun, ...]
+    target_accuracy: float | None
+
+    @property
+    def finished(self) -> tuple[SeedRun, ...]:
+        """The runs that have results."""
+        return tuple(run for run in self.runs if run.state == "finished")
+
+    @property
+    def name(self) -> str:
+        """The recipe's, or the folder's where that says more."""
+        return self.folder.absolute().name
+
+    def describe(self) -> dict[str, str]:
+        """What was trained, in parts of a few words."""
+        parts = describe_run(self.config, self.config["epochs"]) | {"seed": ""}
+        return {part: text for part, text in parts.items() if text}
+
+    def values(self, measure: str) -> list[float]:
+        """Of the finished runs, by seed."""
+        return [run.accuracies[measure] for run in self.finished]
+
+    def means(self) -> dict[str, Mean]:
+        """Over the finished seeds, if there are any: of the accuracies, by the names of `MEASURES`, and of `seconds`.
+
+        Of `epochs_to_target` only where every one of them reached the target: else the mean would be of the quick ones.
+        """
+        if not self.finished:
+            return {}
+        samples = {measure: self.values(measure) for measure in MEASURES}
+        samples["seconds"] = [run.seconds or 0.0 for run in self.finished]
+        epochs = [run.epochs_to_target for run in self.finished if run.epochs_to_target is not None]
+        if len(epochs) == len(self.finished):
+            samples["epochs_to_target"] = [float(each) for each in epochs]
+        return {name: mean_of(values) for name, values in samples.items()}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two folders of seeds, the second against the first.
+
+    Attributes:
+        differing: settings that differ, with both values.
+        paired: whether the seeds that both have were compared one by one.
+        differences: by the names of `MEASURES`.
+    """
+
+    differing: Mapping[str, tuple[Any, Any]]
+    paired: bool
+    differences: Mapping[str, Difference]
+
+
+def seed_dirs(folder: Path) -> dict[int, Path]:
+    """The folders of a folder's seeds, `seed-<number>`, in order.
+
+    Raises:
+        FastcifarError: the folder cannot be read.
+    """
+    try:
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    except OSError as error:
+        raise FastcifarError(f"cannot read {folder}: {error.strerror}") from error
+    seeds = sorted(int(name.removeprefix("seed-")) for name in names if re.fullmatch(r"seed-(0|[1-9]\d{0,9})", name))
+    return {seed: folder / f"seed-{seed}" for seed in seeds}
+
+
+def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings of two configurations that differ and may change what is trained, with both values."""
+
+    def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+        values = {key: value for key, value in config.items() if key not in _NOT_COMPARED}
+        device = {"device": str(values["device"]).split(":")[0]} if "device" in values else {}
+        return values | device
+
+    ours, theirs = comparable(first), comparable(second)
+    pairs = {key: (ours.get(key), theirs.get(key)) for key in {**ours, **theirs}}
+    return {key: pair for key, pair in pairs.items() if _plain(pair[0]) != _plain(pair[1])}
+
+
+def describe_differing(differing: Mapping[str, tuple[Any, Any]]) -> str:
+    """Settings and their two values, on one line."""
+    return ", ".join(f"{key} {first} and {second}" for key, (first, second) in differing.items())
+
+
+def check_same_settings(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds seeds of other settings.
+
+    Raises:
+        FastcifarError: it does; the differing settings are named.
+    """
+    for path in seed_dirs(folder).values():
+        if (path / CONFIG_FILE).exists() and (differing := differing_settings(read_config(path), config)):
+            raise FastcifarError(f"{path} is of other settings: {describe_differing(differing)}")
+
+
+def read_repeats(folder: Path, target_accuracy: float | None = None) -> Repeats:
+    """Read the seeds of a folder.
+
+    Args:
+        folder: that `repeat` filled.
+        target_accuracy: validation accuracy, 0..1, to count the epochs to.
+
+    Raises:
+        FastcifarError: it holds no seeds or seeds of different settings, or one's files are damaged.
+    """
+    dirs = {seed: path for seed, path in seed_dirs(folder).items() if (path / CONFIG_FILE).exists()}
+    if not dirs:
+        raise FastcifarError(f"{folder} holds no seeds: `fastcifar repeat` makes such a folder")
+    configs = [read_config(path) for path in dirs.values()]
+    check_same_settings(folder, configs[0])
+    return Repeats(
+        folder=folder,
+        config=configs[0],
+        devices=tuple(dict.fromkeys(config["device_name"] for config in configs)),
+        runs=tuple(_read_seed(seed, path, target_accuracy) for seed, path in dirs.items()),
+        target_accuracy=target_accuracy,
+    )
+
+
+def write_diverged(run_dir: Path, reason: str) -> None:
+    """Mark a run as one that is not to go on, because its loss was not finite."""
+    write_json(run_dir / DIVERGED_FILE, {"reason": reason})
+
+
+def _read_seed(seed: int, path: Path, target_accuracy: float | None) -> SeedRun:
+    if (path / DIVERGED_FILE).exists():
+        content = read_json(path / DIVERGED_FILE)
+        if not (isinstance(content, dict) and isinstance(content.get("reason"), str)):
+            raise FastcifarError(f"{path / DIVERGED_FILE} is damaged: it does not say why")
+        return SeedRun(seed, "diverged", reason=content["reason"])
+    if not (path / RESULTS_FILE).exists():
+        return SeedRun(seed, list_runs(path)[0].state)
+    results, metrics = read_results(path), read_metrics(path)
+    reached = [line["epoch"] for line in metrics if target_accuracy and line["val_accuracy"] >= target_accuracy]
+    return SeedRun(
+        seed,
+        "finished",
+        accuracies={
+            "test_accuracy": results["best"]["test_accuracy"],
+            "test_accuracy_augmented": results["best"]["test_accuracy_augmented"],
+            "test10k_accuracy": results["test10k_accuracy"],
+        },
+        seconds=results["seconds"],
+        epochs_to_target=int(min(reached)) + 1 if reached else None,
+    )
+
+
+def compare_repeats(first: Repeats, second: Repeats, *, by_seed: bool = False) -> Comparison:
+    """Compare two folders of seeds.
+
+    Args:
+        first: compared against.
+        second: compared.
+        by_seed: compare the seeds that both have finished one by one (paired), rather than all (Welch).
+
+    Raises:
+        FastcifarError: they were tested on different images, or too few seeds are finished.
+    """
+    differing = differing_settings(first.config, second.config)
+    if "num_eval_images" in differing:
+        images = " and on ".join(f"{number:,}" for number in differing["num_eval_images"])
+        raise FastcifarError(
+            f"{first.folder} and {second.folder} were tested on {images} images: no difference is fair"
+        )
+    samples = [{run.seed: run.accuracies for run in repeats.finished} for repeats in (first, second)]
+    if by_seed:
+        shared = samples[0].keys() & samples[1].keys()
+        if len(shared) < 2:
+            raise ArgumentError("paired", f"needs at least 2 seeds that both folders have finished, not {len(shared)}")
+        samples = [{seed: sample[seed] for seed in sorted(shared)} for sample in samples]
+    for repeats, sample in zip((first, second), samples, strict=True):
+        if len(sample) < 2:
+            raise FastcifarError(f"{repeats.folder} has {len(sample)} finished seeds: a difference takes 2 of each")
+    test = paired if by_seed else welch
+    ours, theirs = (list(sample.values()) for sample in samples)
+    return Comparison(
+        differing,
+        by_seed,
+        {name: test([row[name] for row in ours], [row[name] for row in theirs]) for name in MEASURES},
+    )
+
+
+def seeds_to_tell(sd: float | None, *, pairs: bool = False) -> dict[float, int | None]:
+    """How many seeds of each it takes to tell the differences of `TOLD_APART`; empty where the spread is not known."""
+    return {} if sd is None else {each: num_seeds_needed(each, sd, pairs=pairs) for each in TOLD_APART}
+
+
+def write_summary(out: Path, groups: Sequence[Repeats], comparison: Comparison | None = None) -> Path:
+    """Write `summary.json` into a folder: every seed, the statistics, and how two folders differ; returns its path."""
+    content: dict[str, Any] = {"groups": [_as_json(repeats) for repeats in groups]}
+    if comparison is not None:
+        content["comparison"] = {
+            "differing_settings": dict(comparison.differing),
+            "test": "paired t" if comparison.paired else "Welch's t",
+            "differences": {
+                name: asdict(each) | {"seeds_needed": _keys_as_text(seeds_to_tell(each.sd, pairs=comparison.paired))}
+                for name, each in comparison.differences.items()
+            },
+        }
+    write_json(out / SUMMARY_FILE, content)
+    return out / SUMMARY_FILE
+
+
+def _as_json(repeats: Repeats) -> dict[str, Any]:
+    means = repeats.means()
+    states = [run.state for run in repeats.runs]
+    return {
+        "name": repeats.name,
+        "settings": {key: value for key, value in repeats.config.items() if key not in _NOT_COMPARED},
+        "devices": list(repeats.devices),
+        "target_accuracy": repeats.target_accuracy,
+        "num_finished": states.count("finished"),
+        "num_diverged": states.count("diverged"),
+        "runs": [asdict(run) for run in repeats.runs],
+        "statistics": {
+            name: asdict(each) | ({"seeds_needed": _keys_as_text(seeds_to_tell(each.sd))} if name in MEASURES else {})
+            for name, each in means.items()
+        },
+    }
+
+
+def _keys_as_text(values: Mapping[float, int | None]) -> dict[str, int | None]:
+    return {f"{key:g}": value for key, value in values.items()}
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,177 @@
+"""A strip plot of seeds: every seed's accuracy, the mean and its interval."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from fastcifar.errors import one_line
+from fastcifar.results.repeats import MEASURES, Comparison, Repeats, write_summary
+from fastcifar.results.seed_tables import format_mean
+from fastcifar.results.style import (
+    BLUE,
+    INK,
+    MUTED,
+    STYLE,
+    VERMILLION,
+    WIDTH,
+    add_caption,
+    build_figure,
+    write_figures,
+)
+
+_COLORS = BLUE, VERMILLION
+_LEFT, _RIGHT = 1.35, 1.75  # inches left free for names and figures
+_TOP, _FOOT, _ROW, _BETWEEN = 0.95, 0.62, 0.42, 0.42  # inches
+
+
+def draw_seeds(groups: Sequence[Repeats], comparison: Comparison | None = None) -> Figure:
+    """Accuracies of all seeds, a panel for each of clean, augmented and official test images.
+
+    Args:
+        groups: one folder of seeds, or two that are compared.
+        comparison: of the two.
+
+    Returns:
+        A figure 8 inches wide.
+    """
+    panel_height = _ROW * len(groups) + 0.1
+    height = _TOP + len(MEASURES) * panel_height + (len(MEASURES) - 1) * _BETWEEN + _FOOT
+    with matplotlib.rc_context(STYLE):
+        figure = build_figure(height, _headline(groups, comparison), _title(groups))
+        for panel, (measure, name) in enumerate(MEASURES.items()):
+            top = _TOP + panel * (panel_height + _BETWEEN)
+            axes = figure.add_axes(
+                (
+                    _LEFT / WIDTH,
+                    1 - (top + panel_height) / height,
+                    (WIDTH - _LEFT - _RIGHT) / WIDTH,
+                    panel_height / height,
+                )
+            )
+            axes.set_title(name.capitalize(), loc="left", fontsize=9.5, color=INK, pad=5)
+            _plot(axes, groups, measure)
+        add_caption(
+            figure,
+            "Dots: one seed each. Bar and ±: mean and its 95% interval by Student's t, of the seeds that finished. "
+            "Cross: a seed whose loss was not finite.",
+        )
+    return figure
+
+
+def write_seeds(out: Path, groups: Sequence[Repeats], comparison: Comparison | None = None) -> list[Path]:
+    """Write the summary of one folder of seeds, or of two that are compared, and its strip plot.
+
+    Args:
+        out: folder to write to: `summary.json`, `charts/seeds.png` and `charts/seeds.svg`.
+        groups: as for `draw_seeds`.
+        comparison: likewise.
+
+    Returns:
+        The paths of the files.
+
+    Raises:
+        FastcifarError: one cannot be written.
+    """
+    figures = write_figures({"seeds": draw_seeds(groups, comparison)}, out / "charts")
+    return [write_summary(out, groups, comparison), *figures]
+
+
+def _headline(groups: Sequence[Repeats], comparison: Comparison | None) -> str:
+    if comparison is not None:
+        found = comparison.differences["test_accuracy"]
+        low, high = found.interval_95
+        p = "" if found.p is None else f", p = {found.p:.2g}"
+        return f"Clean test accuracy {100 * found.difference:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}){p}"
+    means = groups[0].means()
+    num_diverged = sum(run.state == "diverged" for run in groups[0].runs)
+    diverged = f", {num_diverged} diverged" if num_diverged else ""
+    if not means:
+        return f"No seed is finished{diverged}"
+    mean = means["test_accuracy"]
+    seeds = f"{mean.n} seed{'s' if mean.n > 1 else ''}"
+    return f"Clean test accuracy {format_mean(mean)}, {seeds}{diverged}"
+
+
+def _title(groups: Sequence[Repeats]) -> str:
+    """What groups have in common; of two also which is set against which."""
+    described = [group.describe() for group in groups]
+    shared = [part for part in described[0].values() if all(part in each.values() for each in described)]
+    against = [" against ".join(group.name for group in reversed(groups))] if len(groups) > 1 else []
+    return " · ".join(filter(None, against + shared))
+
+
+def _plot(axes: Axes, groups: Sequence[Repeats], measure: str) -> None:
+    _set_range(axes, groups, measure)
+    for row, (group, color) in enumerate(zip(groups, _COLORS, strict=False)):
+        values = group.values(measure)
+        gid = f"{measure}-{row + 1}"
+        axes.plot(values, [row + 0.16] * len(values), "o", color=color, alpha=0.55, markersize=6, mew=0, gid=gid)
+        name = group.name if len(group.name) <= 20 else f"{group.name[:19]}…"
+        axes.annotate(
+            one_line(name),
+            (0, row),
+            xycoords=("axes fraction", "data"),
+            xytext=(-8, 0),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+        )
+        num_diverged = sum(run.state == "diverged" for run in group.runs)
+        axes.plot(
+            np.linspace(0.012, 0.012 + 0.025 * (num_diverged - 1), num_diverged),
+            [row + 0.16] * num_diverged,
+            "x",
+            color=color,
+            markersize=6,
+            transform=axes.get_yaxis_transform(),
+            gid=f"{gid}-diverged",
+        )
+        means = group.means()
+        if not means:
+            continue
+        mean = means[measure]
+        if mean.interval_95 is not None:
+            axes.plot(mean.interval_95, (row - 0.2, row - 0.2), color=color, linewidth=2.2, gid=f"{gid}-interval")
+        axes.plot(mean.mean, row - 0.2, "|", color=color, markersize=10, markeredgewidth=2.2, gid=f"{gid}-mean")
+        axes.annotate(
+            format_mean(mean),
+            (1, row),
+            xycoords=("axes fraction", "data"),
+            xytext=(10, 0),
+            textcoords="offset points",
+            va="center",
+            weight="bold",
+            gid=f"{gid}-label",
+        )
+        axes.annotate(
+            f"n = {mean.n}",
+            (1, row),
+            xycoords=("axes fraction", "data"),
+            xytext=(90, 0),
+            textcoords="offset points",
+            va="center",
+            color=MUTED,
+        )
+
+
+def _set_range(axes: Axes, groups: Sequence[Repeats], measure: str) -> None:
+    """All dots and intervals, and at least half a point."""
+    shown = [value for group in groups for value in group.values(measure)]
+    for group in groups:
+        mean = group.means().get(measure)
+        shown += mean.interval_95 if mean is not None and mean.interval_95 is not None else ()
+    low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
+    margin = max(0.08 * (high - low), 0.0025 - (high - low) / 2)
+    has_crosses = any(run.state == "diverged" for group in groups for run in group.runs)
+    left = low - margin - (0.08 * (high - low) if has_crosses else 0)
+    axes.set(xlim=(left, high + margin), ylim=(len(groups) - 0.45, -0.55), yticks=[])
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.05 else 1))
+    axes.grid(axis="x")
+    axes.tick_params(axis="x", length=0)
+    axes.spines["left"].set_visible(False)

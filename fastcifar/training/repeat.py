@@ -1,0 +1,65 @@
+"""The same training from several seeds, one after the other, into one folder."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fastcifar.distributed import init_distributed
+from fastcifar.errors import DivergedError
+from fastcifar.results.records import RESULTS_FILE
+from fastcifar.results.repeats import DIVERGED_FILE, check_same_settings, write_diverged
+from fastcifar.results.run_dir import is_stopped
+from fastcifar.training.callbacks import Callback
+from fastcifar.training.run import resume_training, train_model
+from fastcifar.training.settings import Settings
+
+
+def train_seeds(
+    settings: Settings, seeds: Sequence[int], data_dir: Path, folder: Path, callback: Callback | None = None
+) -> None:
+    """Train by the same settings from several seeds; each run's directory is `folder / "seed-<number>"`.
+
+    Seeds that are finished, or whose loss was not finite, are left as they are, and one that was stopped goes on: with
+    the same arguments again, this goes on where it was stopped. Under torchrun every process calls it.
+
+    Args:
+        settings: from `settings.resolve_settings`; their own seed is not used.
+        seeds: different ones.
+        data_dir: as for `train_model`.
+        folder: to fill; made if it is not there.
+        callback: is told how it goes; None for nobody.
+
+    Raises:
+        FastcifarError: the folder holds seeds of other settings, or as `train_model`; not where a loss is not finite.
+        Interrupted: as `train_model`.
+    """
+    with init_distributed() as world:
+        callback = callback if callback and world.is_main else Callback()
+        if world.is_main:
+            check_same_settings(folder, settings.as_config())
+        for number, seed in enumerate(seeds, start=1):
+            run_dir = folder / f"seed-{seed}"
+            state = world.broadcast(_state(run_dir) if world.is_main else None)
+            callback.on_message(f"seed {seed} ({number} of {len(seeds)}): {state}")
+            if state in ("new", "stopped"):
+                of_seed = replace(settings, recipe=replace(settings.recipe, seed=seed))
+                try:
+                    if state == "stopped":
+                        resume_training(run_dir, data_dir, callback)
+                    else:
+                        train_model(of_seed, data_dir, run_dir, callback)
+                except DivergedError as error:  # on every rank
+                    callback.on_message(str(error))
+                    if world.is_main:
+                        write_diverged(run_dir, error.reason)
+                torch.compiler.reset()  # it compiles a function for 8 models at most, and then no more
+
+
+def _state(run_dir: Path) -> str:
+    if (run_dir / RESULTS_FILE).exists():
+        return "finished"
+    if (run_dir / DIVERGED_FILE).exists():
+        return "diverged"
+    return "stopped" if is_stopped(run_dir) else "new"
