@@ -191,7 +191,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
             self.model.backbone.fc.bias.data.fill_(math.nan)
 
     monkeypatch.setattr(Trainer, "step", step)
-    with pytest.raises(FastcifarError, match=rf"no finite number any more in {where} of epoch 2: 1 finished .* {out}"):
+    with pytest.raises(FastcifarError, match=rf"the loss is not finite in {where} of epoch 2: 1 finished .* {out}"):
         run(tiny_data, out)
     last = load_checkpoint(out / "last.pt")
     assert last["num_epochs"] == len(read_metrics(out)) == 1

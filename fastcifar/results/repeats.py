@@ -218,7 +218,7 @@ def compare_repeats(first: Repeats, second: Repeats, *, by_seed: bool = False) -
     """
     differing = differing_settings(first.config, second.config)
     if "num_eval_images" in differing:
-        images = " and on ".join(f"{number:,}" for number in differing["num_eval_images"])
+        images = " and on ".join(map(str, differing["num_eval_images"]))
         raise FastcifarError(
             f"{first.folder} and {second.folder} were tested on {images} images: no difference is fair"
         )
