@@ -50,3 +50,8 @@ class Interrupted(Exception):  # noqa: N818 (like KeyboardInterrupt, no error)
 def one_line(text: str) -> str:
     """Text as one line that a terminal only shows: what it would obey is written out (a file may be named anything)."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, as one short line for the inside of another message."""
+    return one_line(" ".join(str(error).split()) or type(error).__name__)[:200]

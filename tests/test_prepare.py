@@ -41,7 +41,7 @@ def test_a_second_call_verifies_and_writes_nothing(tiny_data: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in tiny_data.iterdir()}
     lines: list[str] = []
     prepare_data(tiny_data, "/nowhere", report=lines.append)
-    assert lines == [f"{tiny_data} is prepared and verified; --source was not used"]
+    assert lines == [f"{tiny_data} is prepared and verified; the source was not used"]
     assert {path.name: path.stat().st_mtime_ns for path in tiny_data.iterdir()} == before
 
 
@@ -107,7 +107,7 @@ def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     data.mkdir()
     (data / "val.beton").write_text("precious")
     with containers.tiny_cifar10():
-        with pytest.raises(FastcifarError, match=r"val\.beton is there, but no manifest\.json of ours: give another"):
+        with pytest.raises(FastcifarError, match=r"^force must be set to replace .*val\.beton"):
             prepare_data(data, source(tmp_path))
         assert (data / "val.beton").read_text() == "precious"
         prepare_data(data, str(tmp_path / "package"), force=True)

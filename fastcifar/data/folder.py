@@ -1,4 +1,4 @@
-"""A folder that `prepare` filled: found, validated and read into memory."""
+"""The folder that `prepare` fills: found, validated and read into memory."""
 
 import hashlib
 import os
@@ -23,12 +23,12 @@ STAGING = ".preparing"
 
 
 def is_prepared(data_dir: Path) -> bool:
-    """Whether the folder claims to hold prepared data; loading it says whether it truly does."""
-    return os.path.exists(data_dir / MANIFEST)  # noqa: PTH110 (a name that no file can have is no error here)
+    """Whether the folder has a manifest. Whether its data are sound is checked when they are loaded."""
+    return os.path.exists(data_dir / MANIFEST)  # noqa: PTH110 (unlike Path.exists, False for an impossible name)
 
 
 def is_untouched(data_dir: Path) -> bool:
-    """Whether there is nothing in the folder yet, but for what an interrupted `prepare` left.
+    """Whether the folder is missing, or empty apart from the temporary files of an interrupted `prepare`.
 
     Raises:
         FastcifarError: it cannot be read.
@@ -42,7 +42,7 @@ def is_untouched(data_dir: Path) -> bool:
 
 
 def beton_path(data_dir: Path, split: SplitName) -> Path:
-    """Where a data folder keeps a split."""
+    """The path of a split's file in a data folder."""
     return data_dir / f"{split}.beton"
 
 
@@ -69,25 +69,25 @@ def load_train(data_dir: Path) -> Split:
         data_dir: a folder that `prepare` filled.
 
     Raises:
-        FastcifarError: a file or the manifest is missing or is not, to the last bit, what `prepare` wrote.
+        FastcifarError: a file or the manifest is missing, or differs from what `prepare` wrote.
     """
     images, labels = _read_split(data_dir, "train", _read_manifest(data_dir))
     return Split(images, labels, np.arange(len(labels)))
 
 
 def load_val_and_test(data_dir: Path) -> tuple[Split, Split]:
-    """Read the validation and the test split, likewise checked, and with them where in the test set each image stands.
+    """Read the validation and the test split, with the same checks.
 
     Args:
         data_dir: a folder that `prepare` filled.
 
     Raises:
-        FastcifarError: a file or the manifest is missing or is not, to the last bit, what `prepare` wrote.
+        FastcifarError: a file or the manifest is missing, or differs from what `prepare` wrote.
     """
     manifest = _read_manifest(data_dir)
     is_val = _unpack_mask(manifest["val_mask"])
     halves = _read_split(data_dir, "val", manifest), _read_split(data_dir, "test", manifest)
-    # The positions are proven by putting the official test set together again.
+    # The positions are checked by rebuilding the official test set, whose digest is known.
     positions = np.flatnonzero(is_val), np.flatnonzero(~is_val)
     images = np.empty((len(is_val), *halves[0][0].shape[1:]), np.uint8)
     labels = np.empty(len(is_val), np.uint8)
@@ -100,7 +100,7 @@ def load_val_and_test(data_dir: Path) -> tuple[Split, Split]:
 
 
 def verify_data(data_dir: Path) -> None:
-    """Check all of a data folder as loading it does.
+    """Check everything in a data folder, as loading does.
 
     Raises:
         FastcifarError: something is missing or damaged.
@@ -116,7 +116,7 @@ def _read_split(data_dir: Path, split: SplitName, manifest: dict[str, Any]) -> t
         content = np.fromfile(path, np.uint8)
     except OSError as error:
         raise FastcifarError(f"cannot read {path}: {error.strerror}: {remedy(data_dir)}") from error
-    with ThreadPoolExecutor(max_workers=1) as executor:  # the two digests take about as long as each other
+    with ThreadPoolExecutor(max_workers=1) as executor:  # the two digests take equally long
         file_hash = executor.submit(lambda: hashlib.sha256(content.data).hexdigest())
         images, labels = beton.parse(content, path, num_images_of(split))
         digest = cifar10.content_digest(images, labels)

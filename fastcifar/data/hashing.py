@@ -29,7 +29,7 @@ def mix32(x: Any) -> Any:
 
 
 def hash32(indices: Any, *words: int) -> Any:
-    """Hash every index under the key that `words` spell.
+    """Hash every index with the key `words`.
 
     Args:
         indices: int64 numpy array or torch tensor with values in [0, 2**32).
@@ -41,7 +41,7 @@ def hash32(indices: Any, *words: int) -> Any:
     Raises:
         ValueError: a word is outside [0, 2**32).
     """
-    k1, k2 = 0x9E3779B9, 0x7F4A7C15  # halves of 2**64 / golden ratio: no more than two unequal starting points
+    k1, k2 = 0x9E3779B9, 0x7F4A7C15  # halves of 2**64 / golden ratio; any two unequal values would do
     for word in words:
         if not 0 <= word <= _MASK:
             raise ValueError(f"a hash word must be in [0, 2**32), not {word}")

