@@ -1,3 +1,4 @@
+import functools
 import gzip
 import json
 import os
@@ -310,13 +311,18 @@ def test_corrupt_archive(raw: bytes, why: str, tmp_path: Path) -> None:
     assert archive_message(tmp_path, raw) == f"it is a damaged archive, or not a tar archive ({why})"
 
 
+@functools.cache
+def tar_of(form: str) -> bytes:
+    return tiny.tar(FORMS[form][0](), FORMS[form][1])
+
+
 @settings(deadline=None, max_examples=150, database=None)
 @given(data=st.data())
 def test_damaged_archives_give_the_dataset_or_the_one_error(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     form = data.draw(st.sampled_from(list(FORMS)))
-    raw = tiny.tar(FORMS[form][0](), FORMS[form][1])
+    raw = tar_of(form)
     if data.draw(st.booleans()):
         raw = gzip.compress(tiny.damaged(raw, data), compresslevel=1, mtime=0)
     else:

@@ -102,6 +102,14 @@ def test_a_file_that_reads_back_differently_is_refused(tmp_path: Path, monkeypat
     assert list((tmp_path / "data").iterdir()) == []
 
 
+def test_images_with_another_digest_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Dataset(255 - TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS, source="elsewhere")
+    monkeypatch.setattr(prepare_module, "load_source", lambda *_, **__: other)
+    with containers.tiny_cifar10(), pytest.raises(FastcifarError, match="the train images are not CIFAR-10's: content"):
+        prepare_data(tmp_path / "data")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
 def test_files_of_others_are_not_replaced(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()

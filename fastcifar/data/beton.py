@@ -47,7 +47,7 @@ _FIELDS = ((2, b"image"), (1, b"label"))  # FFCV's type ids of RGBImageField and
 def ffcv_side_effects_undone() -> Iterator[None]:
     """Keep torch's thread count, which FFCV resets on import and whenever it makes or starts a loader.
 
-    The deprecation warnings of its imports are silenced too.
+    The warnings of its imports are silenced too.
     """
     import torch  # here, because it takes seconds and reading a file does not need it
 
@@ -108,6 +108,7 @@ def write_beton(path: Path, images: Images, labels: Labels, page_size: int = MIN
 
     Raises:
         FastcifarError: the file cannot be written.
+        ValueError: `page_size` is another number.
     """
     assert images.dtype == labels.dtype == np.uint8
     assert images.shape == (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)
