@@ -40,11 +40,7 @@ class _Origin:
     fetch: Callable[[Path, Report], None]
 
 
-def _silent(line: str) -> None:
-    """Report nothing."""
-
-
-def load_source(source: str, *, cache_dir: Path | None = None, report: Report = _silent) -> Dataset:
+def load_source(source: str, *, cache_dir: Path | None = None, report: Report = lambda line: None) -> Dataset:
     """Load CIFAR-10.
 
     Args:
