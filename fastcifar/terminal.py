@@ -1,6 +1,7 @@
 """What a person sees on a terminal: a run as it goes, tables, and a run's summary."""
 
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -28,7 +29,8 @@ _MAX_BAR = 100  # columns
 
 def plain_console(*, quiet: bool = False) -> Console:
     """Standard output, where text stays as it is: a path may hold what rich takes for markup or an emoji's name."""
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()  # rich would also take FORCE_COLOR for a terminal
+    return Console(force_terminal=is_terminal, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
 
 
 class RunView(Callback):
@@ -41,7 +43,8 @@ class RunView(Callback):
     def __init__(self, *, quiet: bool = False) -> None:
         self._out = plain_console(quiet=quiet)
         self._is_live = self._out.is_terminal and not self._out.is_dumb_terminal and not quiet
-        self._live = Live(self, console=self._out, transient=True)
+        is_stderr_here = sys.stderr is not None and sys.stderr.isatty()  # the view would swallow `2> log`
+        self._live = Live(self, console=self._out, transient=True, redirect_stderr=is_stderr_here)
         self._num_epochs = self._num_steps = self._batch_size = 0
         self._epoch = 0  # the current one, from 1
         self._position = self._first_position = 0  # steps of the whole run: done, and done before this process

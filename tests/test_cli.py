@@ -1,3 +1,4 @@
+import importlib
 import re
 import resource
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import torch
 from support import containers
@@ -86,6 +88,79 @@ def test_bad_input_is_one_line_and_code_2(
     assert "Traceback" not in out
 
 
+def test_paths_are_read_as_a_shell_script_means_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    params = [param for command in cli.cli.commands.values() for param in command.params]
+    assert [param.name for param in params if isinstance(param.type, click.Path | click.File)] == []
+    paths = {param.name for param in params if param.type.name == "path"}
+    assert paths >= {"data_dir", "source", "run_dir", "out", "checkpoint", "pictures", "picture", "folder", "run_dirs"}
+    for arguments in (["prepare", "--out="], ["prepare", "--source", ""], ["runs", " "], ["train", "--resume", ""]):
+        code, _, err = call(monkeypatch, capsys, *arguments)
+        assert (code, err.endswith(": the path is empty (an unset variable?)\n")) == (2, True), arguments
+    code, _, err = call(monkeypatch, capsys, "runs", "~/runs")
+    assert (code, err) == (2, f"Error: cannot read {tmp_path}/home/runs: No such file or directory\n")
+    code, _, err = call(monkeypatch, capsys, "prepare", "--source=~/data.tar")
+    assert code == 2
+    assert f"{tmp_path}/home/data.tar" in err
+    code, _, err = call(monkeypatch, capsys, "runs", "~no-such-user/x")
+    assert (code, err) == (2, "Error: Invalid value for '[FOLDER]': '~no-such-user/x': there is no such home folder\n")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("~")] == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "raise OSError('libcublas.so.12: cannot open shared object file: No such file or directory')",
+        "raise ImportError('version `GLIBCXX_3.4.30\\' not found')",
+        "import no_such_package",
+        "1 / 0",
+    ],
+)
+def test_a_package_that_cannot_be_imported_is_named(
+    statement: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken_torch.py").write_text(statement)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cli.cli, "main", lambda **_: importlib.import_module("broken_torch"))
+    code, _, err = call(monkeypatch, capsys)
+    assert code == 2
+    assert err.startswith("Error: broken_torch cannot be imported (")
+    assert err.endswith("): `fastcifar doctor` looks at everything that is needed\n")
+    assert "standard output" not in err
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space left on device", "standard output"), "standard output: No space left on device"),
+        (
+            FileNotFoundError(2, "No usable temporary directory found in ['/tmp']"),
+            "No usable temporary directory found in ['/tmp']: `fastcifar doctor` may know why",
+        ),
+        (OSError("something else"), "something else: `fastcifar doctor` may know why"),
+    ],
+)
+def test_an_unexpected_error_says_what_it_knows_and_no_more(
+    error: OSError, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli.cli, "main", fail)
+    assert call(monkeypatch, capsys) == (2, "", f"Error: {line}\n")
+
+
+def test_an_error_of_our_own_code_is_not_hidden(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli.cli, "main", lambda **_: [][0])
+    with pytest.raises(IndexError):
+        cli.main()
+
+
 def test_a_folder_that_is_no_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,7 +213,7 @@ def test_an_error_obeys_nothing_that_a_path_holds(
     assert (code, err) == (2, f"{message}\n")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_training_cleanly(tiny_data: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     command = [sys.executable, str(PROGRAMS / "tiny_fastcifar.py"), *TRAIN, "--epochs", "1000", "--out", "run"]
     with subprocess.Popen(
@@ -184,6 +259,7 @@ def test_resume_goes_on_with_the_runs_own_settings(
     listener.stop_at = (1, 1)
     with pytest.raises(Interrupted):
         run(tiny_data, tmp_path / "run", listener)
+    capsys.readouterr()
     code, _, err = call(monkeypatch, capsys, "train", "--resume", "run", "--epochs", "9")
     assert (code, err) == (2, "Error: --resume goes on with the run's own settings: leave out --epochs\n")
     shutil.copytree("run", "again")

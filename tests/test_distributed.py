@@ -16,7 +16,7 @@ from support.command_line import PROGRAMS, PYTHONPATH
 from support.containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
 from support.training_runs import assert_same_run
 
-from fastcifar.distributed import ALONE, World, init_distributed, world_from_env
+from fastcifar.distributed import ALONE, World, init_distributed, launcher_hint, world_from_env
 from fastcifar.errors import FastcifarError
 from fastcifar.kernels.gather import gather_augmented
 from fastcifar.pipeline.augment import affine_coeffs, draw_order, sample_augmentation
@@ -51,6 +51,17 @@ def be_rank(monkeypatch: pytest.MonkeyPatch, rank: int, size: int, **more: Any) 
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size} | more
     for name, value in place.items():
         monkeypatch.setenv(name, str(value))
+
+
+@pytest.mark.parametrize("variable", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_processes_that_do_not_know_of_each_other_get_a_hint(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launcher_hint() == ""
+    for value, is_several in (("1", False), ("4", True), ("4(x2)", False), ("", False)):
+        monkeypatch.setenv(variable, value)
+        assert launcher_hint().startswith(f"{variable} is 4, but without torchrun each process trains") is is_several
+    monkeypatch.setenv(variable, "4")
+    be_rank(monkeypatch, 0, 4)
+    assert launcher_hint() == ""
 
 
 def torchrun(num_ranks: int, *arguments: str, cwd: Path, options: tuple[str, ...] = ("--standalone",)) -> Any:

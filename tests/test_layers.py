@@ -21,6 +21,7 @@ LAYERS = [  # from the top; each is a sub-package or a module of its own
     "distributed",
     "machine",
     "files",
+    "streams",
     "errors",
     "__init__",  # hands out names of all of them, when asked
 ]

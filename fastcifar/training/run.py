@@ -48,7 +48,7 @@ def train_model(
     Raises:
         FastcifarError: the data is damaged, a file cannot be written, the device has too little memory, or the loss is
             not finite.
-        Interrupted: SIGINT or SIGTERM came; the last finished epoch is saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came; the last finished epoch is saved.
     """
     with init_distributed() as world, contextlib.ExitStack() as stack:
         callback = callback if callback and world.is_main else Callback()

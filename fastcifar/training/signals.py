@@ -1,5 +1,6 @@
-"""SIGINT and SIGTERM end a run in order, at its next step."""
+"""SIGINT, SIGTERM and SIGHUP end a run in order, at its next step."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -10,7 +11,9 @@ from fastcifar.distributed import ALONE, World
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM instead of dying of the first; a second one ends the process at once.
+    """Notes SIGINT, SIGTERM and SIGHUP instead of dying of the first; a second one ends the process at once.
+
+    SIGHUP says that the terminal or the connection is gone. Where it is ignored already, as under nohup, it stays so.
 
     Args:
         world: of several processes only rank 0 listens, and as often as it is told: torchrun passes signals on, so the
@@ -30,7 +33,10 @@ class StopSignals:
     def __enter__(self) -> Self:
         is_main_thread = threading.current_thread() is threading.main_thread()  # Python handles signals in no other
         if self._world.is_main and is_main_thread:
-            self._former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+                numbers.append(signal.SIGHUP)
+            self._former = {number: signal.signal(number, self._receive) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -41,18 +47,22 @@ class StopSignals:
         if self.received is not None and self._world.size > 1:
             return
         if self.received is not None:
-            os.write(2, b"\x1b[?25h" if os.isatty(2) else b"")  # the progress bar hid the cursor
+            if sys.stdout is not None:
+                with contextlib.suppress(ValueError, OSError):  # the progress bar hid the cursor
+                    os.write(sys.stdout.fileno(), b"\x1b[?25h" if sys.stdout.isatty() else b"")
             os._exit(128 + number)
         self.received = number
         again = "" if self._world.size > 1 else "; once more: at once"
         _say(f"{self.answer}{again}\n")
 
 
-def _say(line: str) -> None:
-    try:
-        if sys.stderr.isatty():
-            sys.stderr.write(line)  # which a live view puts above itself
-            return
-    except (RuntimeError, ValueError, OSError):  # the signal came during another write
-        pass
-    os.write(2, line.encode())
+def _say(text: str) -> None:
+    """Write to standard error where there is one: a closed one's number may be another file's by now."""
+    if sys.stderr is None:
+        return
+    with contextlib.suppress(ValueError, OSError):  # closed later, or nobody reads it
+        try:
+            sys.stderr.write(text)  # which a live view puts above itself
+            sys.stderr.flush()
+        except RuntimeError:  # the signal came during another write
+            os.write(sys.stderr.fileno(), text.encode())

@@ -1,0 +1,51 @@
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from fastcifar.training.signals import StopSignals
+
+
+@pytest.fixture(autouse=True)
+def sighup_as_usual() -> Iterator[None]:
+    """Whatever these tests are run by may ignore it."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_noted_and_answered(number: signal.Signals, capsys: pytest.CaptureFixture[str]) -> None:
+    former = signal.getsignal(number)
+    with StopSignals() as signals:
+        assert signals.received is None
+        os.kill(os.getpid(), number)
+        assert signals.received == number
+    assert signal.getsignal(number) is former
+    assert capsys.readouterr() == ("", "stopping after this step; once more: at once\n")
+
+
+def test_a_hangup_that_is_ignored_stays_so(capsys: pytest.CaptureFixture[str]) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.received is None
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    assert capsys.readouterr() == ("", "")
+
+
+class Gone:
+    """The standard error of a terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("stderr", [None, Gone()])
+def test_nobody_need_be_there_to_read_the_answer(stderr: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signals.received == signal.SIGHUP
