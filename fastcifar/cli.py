@@ -1,6 +1,7 @@
 """The command line: parse, call, print, exit. Heavy imports wait until a command needs them."""
 
 import json
+import logging
 import os
 import shlex
 import sys
@@ -453,7 +454,8 @@ def doctor(data_dir: Path) -> None:
 def main() -> None:
     """Run the command line; an error that a user can put right ends in one line and exit code 2."""
     open_standard_streams()
-    os.environ.pop("MPLBACKEND", None)  # a notebook's, say, which need not be installed here; nothing here is shown
+    os.environ.pop("MPLBACKEND", None)  # a notebook's, say, which need not be installed here; no window is opened
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a cache or a matplotlibrc that it can do without
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:

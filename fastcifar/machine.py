@@ -32,4 +32,12 @@ def describe_cpu() -> str:
 def package_versions() -> dict[str, str]:
     """The versions of this package and of those whose arithmetic it rests on."""
     packages = ("torch", "torchvision", "ffcv", "numpy", "numba", "pillow")
-    return {"fastcifar": __version__} | {package: importlib.metadata.version(package) for package in packages}
+    return {"fastcifar": __version__} | {package: _package_version(package) for package in packages}
+
+
+def _package_version(package: str) -> str:
+    """What the package's metadata says, or "unknown": a copied or repackaged installation may lack it."""
+    try:
+        return importlib.metadata.version(package) or "unknown"
+    except (importlib.metadata.PackageNotFoundError, KeyError):
+        return "unknown"

@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
 
+import click
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.live import Live
@@ -64,6 +65,10 @@ class RunView(Callback):
     def on_message(self, line: str) -> None:
         """Print one line."""
         self._out.print(line)
+
+    def on_warning(self, line: str) -> None:
+        """Print one line on standard error, even where nobody wants to be told how it goes."""
+        click.echo(f"warning: {one_line(line)}", err=True)
 
     def on_train_begin(
         self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]

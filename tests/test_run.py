@@ -1,3 +1,5 @@
+import contextlib
+import datetime
 import gc
 import importlib.metadata
 import json
@@ -18,12 +20,16 @@ from support.published import MyResnet
 from support.training_runs import Listener, read_metrics, run, tiny_settings
 from torch import Tensor
 
+import fastcifar
 from fastcifar.data.folder import load_train, load_val_and_test
 from fastcifar.distributed import ALONE
 from fastcifar.errors import FastcifarError, Interrupted
+from fastcifar.machine import package_versions
 from fastcifar.pipeline import loader as loader_module
 from fastcifar.pipeline.augment import choose_subset
 from fastcifar.pipeline.loader import EpochPlanner
+from fastcifar.results import charts
+from fastcifar.results.charts import write_charts
 from fastcifar.results.records import read_predictions
 from fastcifar.results.run_dir import new_run_dir
 from fastcifar.training.callbacks import Callback
@@ -82,6 +88,61 @@ def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:
     assert results["last"]["epoch"] == 2
     last = results["last"]
     assert results["test10k_accuracy"] == (last["val_accuracy"] + last["test_accuracy"]) / 2
+
+
+def test_charts_that_cannot_be_drawn_lose_nothing(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run_dir: Path) -> None:
+        assert (run_dir / "results.json").exists()
+        assert (run_dir / "predictions.npz").exists()
+        raise RuntimeError("latex\ncould not be found")
+
+    warnings: list[str] = []
+    listener = Listener()
+    monkeypatch.setattr(listener, "on_warning", warnings.append)
+    monkeypatch.setattr(charts, "write_charts", fail)
+    out = tmp_path / "run"
+    results = run(tiny_data, out, listener, epochs=1)
+    again = f"`fastcifar charts {out}` draws them again"
+    assert warnings == [f"the charts could not be drawn (latex could not be found): {again}"]
+    assert json.loads((out / "results.json").read_text()) == results
+    assert not (out / "charts").exists()
+    monkeypatch.undo()
+    (out / "charts").mkdir()
+    (out / "charts" / ".curves.png.99.tmp").touch()  # a process that was killed meanwhile
+    assert len(write_charts(out)) == len(list((out / "charts").iterdir())) == 6
+
+
+def test_runs_that_begin_in_one_second_get_names_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> "Clock":
+            return cls(2026, 11, 25, 20, 47, 57)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datetime, "datetime", Clock)
+    with contextlib.ExitStack() as stack:
+        names = [stack.enter_context(new_run_dir(None, "adam89")).name for _ in range(3)]
+    assert names == ["adam89-20261125-204757", "adam89-20261125-204757-2", "adam89-20261125-204757-3"]
+    assert all((tmp_path / "runs" / name).is_dir() for name in names)
+    monkeypatch.chdir(tmp_path / "runs" / names[0])
+    Path("runs").write_text("in the way")
+    with pytest.raises(FastcifarError, match="cannot write runs/adam89-20261125-204757: Not a directory"):
+        new_run_dir(None, "adam89").__enter__()
+
+
+@pytest.mark.parametrize("version", [importlib.metadata.PackageNotFoundError("pillow"), None])
+def test_a_version_that_nobody_knows(version: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(package: str) -> str | None:
+        if isinstance(version, Exception):
+            raise version
+        return version
+
+    monkeypatch.setattr(importlib.metadata, "version", find)
+    versions = package_versions()
+    assert versions.pop("fastcifar") == fastcifar.__version__
+    assert set(versions.values()) == {"unknown"}
 
 
 def test_saved_weights_and_predictions_give_the_reported_accuracy(tiny_data: Path, tmp_path: Path) -> None:

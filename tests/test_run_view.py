@@ -178,8 +178,23 @@ def test_a_dumb_terminal_gets_lines(
     assert [line.split("  ")[0] for line in out.splitlines()] == ["epoch 1/4", "epoch 2/4"]
 
 
-def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
+def test_what_is_no_terminal_gets_lines_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    with RunView() as run_view:
+        halfway(run_view, clock)
+        run_view.on_message("done")
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert [line.split("  ")[0] for line in out.splitlines()] == ["epoch 1/4", "epoch 2/4", "done"]
+
+
+def test_quiet_prints_warnings_only(capsys: pytest.CaptureFixture[str], clock: Clock) -> None:
     with RunView(quiet=True) as run_view:
         run_view.on_message("compiling")
+        run_view.on_warning("no\ncharts")
         halfway(run_view, clock)
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "warning: no\\ncharts\n")

@@ -1,8 +1,10 @@
 import io
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib
 import pytest
 from PIL import Image
 from support.figure_parts import build_metrics, build_predictions
@@ -40,6 +42,33 @@ def test_every_name_in_an_svg_is_its_own() -> None:
         names = [element.get("id") for element in ElementTree.fromstring(as_svg(figure)).iter() if element.get("id")]
         assert len(names) == len(set(names))
         assert all(name and re.fullmatch(r"[A-Za-z_][\w.-]*", name) for name in names)
+
+
+SETTINGS: dict[Any, Any] = {
+    "text.usetex": True,
+    "savefig.bbox": "tight",
+    "savefig.transparent": True,
+    "font.family": "cursive",
+    "axes.facecolor": "black",
+    "lines.linewidth": 9,
+    "svg.fonttype": "none",
+    "path.sketch": (1, 100, 2),
+    "backend": "module://no_such_backend",
+}
+
+
+def test_the_users_own_settings_change_nothing() -> None:
+    def draw() -> tuple[bytes, bytes]:
+        figure = draw_curves(build_metrics(4), title="a run")
+        return as_png(figure), as_svg(figure)
+
+    expected = draw()
+    with matplotlib.rc_context():
+        for name, value in SETTINGS.items():
+            dict.update(matplotlib.rcParams, {name: value})  # unchecked, as a matplotlibrc of another version may be
+        before = dict(matplotlib.rcParams)
+        assert draw() == expected
+        assert dict(matplotlib.rcParams) == before
 
 
 def test_samples_lie_in_an_svg_pixel_by_pixel() -> None:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -19,12 +18,12 @@ from fastcifar.results.style import (
     INK,
     MARGIN,
     MUTED,
-    STYLE,
     WIDTH,
     add_caption,
     as_png,
     as_svg,
     build_figure,
+    styled,
 )
 
 _MAX_PICTURES = 40
@@ -81,7 +80,7 @@ def draw_grid(images: Sequence[Images], predictions: Sequence[dict[str, Any]], *
     column_pitch = (WIDTH - MARGIN) / 2
     height = first_top + num_rows * row_pitch - (row_pitch - side) + foot
     headline = "What the model sees in " + (f"{len(images)} pictures" if len(images) > 1 else "a picture")
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = build_figure(height, headline, title)
 
         def add_axes(left: float, top: float, width: float) -> Axes:

@@ -14,6 +14,7 @@ from fastcifar.errors import FastcifarError, one_line
 from fastcifar.results.confusion import draw_confusion
 from fastcifar.results.curves import RUN_COLORS, ComparedRun, draw_comparison, draw_curves
 from fastcifar.results.records import PREDICTIONS_FILE, RESULTS_FILE, read_config, read_metrics, read_predictions
+from fastcifar.results.run_dir import remove_leftovers
 from fastcifar.results.samples import draw_samples
 from fastcifar.results.style import write_figures
 
@@ -34,6 +35,7 @@ def write_charts(run_dir: Path, out: Path | None = None) -> list[Path]:
     Raises:
         FastcifarError: a file of the run is missing or unusable, or a chart cannot be written.
     """
+    remove_leftovers(run_dir)
     return write_figures(run_figures(run_dir), out or run_dir / "charts")
 
 

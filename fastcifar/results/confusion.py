@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
@@ -17,9 +16,9 @@ from fastcifar.results.style import (
     GRID,
     INK,
     MUTED,
-    STYLE,
     add_caption,
     build_figure,
+    styled,
 )
 
 _PALE_BLUE, _ERROR_COLORS = "#DCEAF4", ("#FFFFFF", "#FCE0C8", "#F3A768", "#E5812F")  # INK is legible on all of them
@@ -47,7 +46,7 @@ def draw_confusion(labels: NDArray[np.integer[Any]], predictions: NDArray[np.int
     headline = f"Test accuracy {num_correct / num_total:.2%}  (95% interval {low:.2%} to {high:.2%})"
     of_images = f"{num_total:,} test image{'s' if num_total != 1 else ''}"
 
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = build_figure(7.2, headline, title)
         axes = figure.add_axes((0.135, 0.09, 0.675, 0.745))
         # The square root lifts rare confusions off the white; a nearly perfect model is not painted as if it failed.

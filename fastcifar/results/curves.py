@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from fastcifar.results.style import BLUE, GRID, INK, MARGIN, MUTED, STYLE, VERMILLION, WIDTH, add_caption, build_figure
+from fastcifar.results.style import BLUE, GRID, INK, MARGIN, MUTED, VERMILLION, WIDTH, add_caption, build_figure, styled
 
 # Okabe and Ito's, but for their yellow, which is lost on white.
 RUN_COLORS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C959F")
@@ -50,7 +50,7 @@ def draw_curves(metrics: Sequence[Mapping[str, float]], *, title: str) -> Figure
     epochs, best = column["epoch"], _best(column)
     best_epoch, best_accuracy = epochs[best], column["val_accuracy"][best]
 
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = build_figure(4.75, f"Best validation accuracy {best_accuracy:.2%}, epoch {best_epoch:.0f}", title)
         for name, axes, strip in _add_panels(figure, bottom=0.974):
             is_accuracy = name == "accuracy"
@@ -110,7 +110,7 @@ def draw_comparison(compared: Sequence[ComparedRun], *, title: str) -> Figure:
     table_height = 0.36 + 0.2 * len(compared)
     last_epoch = max(float(column["epoch"][-1]) for column in columns)
 
-    with matplotlib.rc_context(STYLE):
+    with styled():
         headline = f"Best validation accuracy {bests[winner]:.2%}: {_shorten(compared[winner].name, 60)}"
         figure = build_figure(4.75 + table_height, headline, title)
         for name, axes, strip in _add_panels(figure, bottom=0.83 + table_height):
@@ -316,7 +316,7 @@ def _add_rows(
         best = _best(column)
         y = (top - 0.2 * line + 0.01) / height
         add_text(MARGIN, line, f"{line}", weight="bold")
-        swatch = matplotlib.lines.Line2D((0.33 / WIDTH, 0.62 / WIDTH), (y, y), color=color, linewidth=2.4)
+        swatch = Line2D((0.33 / WIDTH, 0.62 / WIDTH), (y, y), color=color, linewidth=2.4)
         figure.add_artist(swatch)
         add_text(0.72, line, _shorten(run.name, 28), gid=f"name-{line}")
         add_text(2.75, line, _shorten(run.details, 62), color=MUTED, fontsize=7.5)

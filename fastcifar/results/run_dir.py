@@ -42,21 +42,34 @@ def new_run_dir(out: Path | None, recipe_name: str) -> Iterator[Path]:
     """Make the directory of a new run, and keep other runs out of it.
 
     Args:
-        out: where; by default `runs/<recipe>-<time>`.
+        out: where; by default `runs/<recipe>-<time>`, and `-2`, `-3`, ... after it for further runs of that second.
         recipe_name: for the default.
 
     Raises:
         FastcifarError: there is something in it already, another run is at it, or it cannot be made.
     """
     if out is None:
-        now = datetime.datetime.now().astimezone()
-        out = Path("runs") / f"{recipe_name}-{now:%Y%m%d-%H%M%S}"
-    with writing(out):
-        out.mkdir(parents=True, exist_ok=True)
+        out = _make_default_dir(recipe_name)
+    else:
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
     with locked(out, f"{out} belongs to another run: give a new directory with --out"):
         check_unused(out)
         _remove_leftovers(out)
         yield out
+
+
+def _make_default_dir(recipe_name: str) -> Path:
+    """Make a directory that no other run has."""
+    now = datetime.datetime.now().astimezone()
+    first = Path("runs") / f"{recipe_name}-{now:%Y%m%d-%H%M%S}"
+    out, number = first, 1
+    while True:
+        with writing(out), contextlib.suppress(FileExistsError):
+            out.mkdir(parents=True)
+            return out
+        number += 1
+        out = first.with_name(f"{first.name}-{number}")
 
 
 @contextlib.contextmanager
@@ -75,6 +88,12 @@ def interrupted_run_dir(run_dir: Path) -> Iterator[None]:
             raise FastcifarError(f"{run_dir} holds no {LAST_FILE} to go on from: start a new run")
         _remove_leftovers(run_dir)
         yield
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove the temporary files of killed processes, unless a run is at work in the directory."""
+    with contextlib.suppress(FastcifarError), locked(run_dir, "busy"):
+        _remove_leftovers(run_dir)
 
 
 def _remove_leftovers(run_dir: Path) -> None:

@@ -2,13 +2,12 @@
 
 import math
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fastcifar.data.cifar10 import CLASSES, NUM_CLASSES, Images, Labels
-from fastcifar.results.style import BLUE, INK, MARGIN, MUTED, STYLE, VERMILLION, WIDTH, add_caption, build_figure
+from fastcifar.results.style import BLUE, INK, MARGIN, MUTED, VERMILLION, WIDTH, add_caption, build_figure, styled
 
 CHECK, CROSS = "\N{CHECK MARK}", "\N{BALLOT X}"  # both are in DejaVu Sans, which matplotlib ships
 
@@ -40,7 +39,7 @@ def draw_samples(images: Images, labels: Labels, logits: NDArray[np.float32], *,
     mistakes_top = firsts_top + first_rows * first_pitch + 0.62
     height = mistakes_top + max(0.1, mistake_rows * mistake_pitch) + 0.3
 
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = build_figure(height, f"{len(wrong):,} of {len(labels):,} test images classified wrongly", title)
 
         def add_image(kind: str, position: int, column: int, top: float, *, with_truth: bool) -> None:

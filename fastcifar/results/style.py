@@ -1,8 +1,10 @@
 """What all figures have in common: colours, type, a frame with headline and caption, and how they become files."""
 
+import contextlib
 import io
 import textwrap
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ INK, MUTED, FAINT, GRID = "#24292F", "#57606A", "#D0D7DE", "#EAEEF2"
 
 WIDTH = 8.0  # inches; 800 px in a README, drawn at twice that for sharp screens
 MARGIN = 0.17  # inches
-STYLE: dict[Any, Any] = {
+_STYLE: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"],
     "font.size": 8.5,
     "text.color": INK,
@@ -41,12 +43,25 @@ STYLE: dict[Any, Any] = {
     "ytick.labelcolor": MUTED,
     "xtick.labelsize": 8.0,
     "ytick.labelsize": 8.0,
+    # Letters as paths look the same everywhere; with ids of its own the same figure is the same file.
+    "svg.fonttype": "path",
+    "svg.hashsalt": "fastcifar",
+    "svg.image_inline": True,
 }
 
 _DPI = 200
-# Letters as paths look the same everywhere; without date and with ids of its own the same figure is the same file.
-_SVG: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "fastcifar", "svg.image_inline": True}
 _NO_METADATA: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """Draw and render in this package's style, whatever the user's matplotlibrc and own settings say.
+
+    The backend is left as it is: figures are made by matplotlib's object interface, which uses none.
+    """
+    defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    with matplotlib.rc_context(defaults | _STYLE):
+        yield
 
 
 def build_figure(height: float, headline: str, title: str) -> Figure:
@@ -83,7 +98,7 @@ def as_svg(figure: Figure) -> bytes:
 
 def _render(figure: Figure, **options: Any) -> bytes:
     out = io.BytesIO()
-    with matplotlib.rc_context(_SVG), warnings.catch_warnings():
+    with styled(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+")  # a run may be named in letters that the font lacks
         figure.savefig(out, **options)
     return out.getvalue()

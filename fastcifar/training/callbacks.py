@@ -10,6 +10,9 @@ class Callback:
     def on_message(self, line: str) -> None:
         """One line on what happens next."""
 
+    def on_warning(self, line: str) -> None:
+        """One line on something that failed, and that the run goes on without."""
+
     def on_train_begin(
         self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]
     ) -> None:

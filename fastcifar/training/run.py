@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import shlex
 import statistics
 import time
 from collections.abc import Iterator
@@ -236,7 +237,7 @@ class Run:
         }
 
     def _finish(self, checkpointer: Checkpointer, run_dir: Path) -> dict[str, Any]:
-        """Test the last weights and the best ones, and write predictions by the best, charts and results."""
+        """Test the last weights and the best ones, and write predictions by the best, results and charts."""
         last, logits = self._test(checkpointer.metrics[-1])
         best = last
         if checkpointer.best["epoch"] != last["epoch"]:
@@ -252,13 +253,22 @@ class Run:
             "seconds": checkpointer.seconds,
         }
         if self.world.is_main:
-            from fastcifar.results.charts import write_charts  # a second for matplotlib, which no step needs
-
             labels = self.test.labels.cpu().numpy().astype(np.uint8)
             write_predictions(run_dir, Predictions(self.test.images.cpu().numpy(), labels, logits.cpu().numpy()))
-            write_charts(run_dir)
-            write_results(run_dir, results)  # last: with it the run is finished
+            write_results(run_dir, results)  # with it the run is finished
+            self._draw(run_dir)
         return results
+
+    def _draw(self, run_dir: Path) -> None:
+        """Draw the charts; whatever is wrong with matplotlib or its environment, the run is finished without them."""
+        try:
+            from fastcifar.results.charts import write_charts  # a second for matplotlib, which no step needs
+
+            write_charts(run_dir)
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            again = f"fastcifar charts {shlex.quote(str(run_dir))}"
+            self.callback.on_warning(f"the charts could not be drawn ({reason}): `{again}` draws them again")
 
     def _test(self, metrics: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
         """The model's row of `results.json`, clean and augmented, and its logits of the clean images."""

@@ -23,6 +23,7 @@ from support.training_runs import assert_same_run
 from fastcifar import files
 from fastcifar.files import is_leftover
 from fastcifar.recipes import get_recipe
+from fastcifar.results.charts import write_charts
 from fastcifar.results.records import LAST_FILE, METRICS_FILE, RESULTS_FILE
 from fastcifar.training import checkpoint
 from fastcifar.training.checkpoint import load_checkpoint
@@ -72,7 +73,8 @@ def count_syncs(kill_at: int | None) -> list[int]:
 
 def finish(data: Path, run_dir: Path) -> str:
     """What a user does after a kill; returns what it was."""
-    if (run_dir / RESULTS_FILE).exists():
+    if (run_dir / RESULTS_FILE).exists():  # perhaps not its charts
+        assert forked(lambda: write_charts(run_dir)) == 0
         return "was finished"
     metrics = run_dir / METRICS_FILE
     if metrics.exists():  # whole lines, each epoch once, whatever the moment
