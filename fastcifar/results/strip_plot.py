@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,11 +15,11 @@ from fastcifar.results.style import (
     BLUE,
     INK,
     MUTED,
-    STYLE,
     VERMILLION,
     WIDTH,
     add_caption,
     build_figure,
+    styled,
     write_figures,
 )
 
@@ -41,7 +40,7 @@ def draw_seeds(groups: Sequence[Repeats], comparison: Comparison | None = None) 
     """
     panel_height = _ROW * len(groups) + 0.1
     height = _TOP + len(MEASURES) * panel_height + (len(MEASURES) - 1) * _BETWEEN + _FOOT
-    with matplotlib.rc_context(STYLE):
+    with styled():
         figure = build_figure(height, _headline(groups, comparison), _title(groups))
         for panel, (measure, name) in enumerate(MEASURES.items()):
             top = _TOP + panel * (panel_height + _BETWEEN)
