@@ -1,14 +1,27 @@
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from support import containers
+from support.tiny_world import tiny_world
 
 from fastcifar.data.containers import Dataset
 from fastcifar.data.download import load_source
 from fastcifar.data.prepare import prepare_data
 from fastcifar.errors import FastcifarError
+
+# Workers share the CPUs: threads that wait for others on the same core take many times longer.
+NUM_THREADS = max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+@pytest.fixture(autouse=True)
+def num_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The number of torch's threads, here and in processes that a test starts."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(NUM_THREADS))
+    torch.set_num_threads(NUM_THREADS)
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +35,8 @@ def tiny_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tiny_data(tiny_template: Path, tmp_path: Path) -> Iterator[Path]:
-    """A data folder of the tiny dataset, which is what CIFAR-10 is for the test's duration."""
-    with containers.tiny_cifar10():
+    """A data folder of the tiny dataset, in a tiny world for the test's duration."""
+    with tiny_world():
         yield Path(shutil.copytree(tiny_template, tmp_path / "data"))
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import containers
 from support.command_line import call
 from support.containers import TEST_IMAGES
+from support.tiny_world import tiny_world
 from support.training_runs import Listener, run
 
 from fastcifar.data import cifar10
@@ -24,7 +24,7 @@ from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 @pytest.fixture(scope="module")
 def trained_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     run_dir = tmp_path_factory.mktemp("trained") / "run"
-    with containers.tiny_cifar10():
+    with tiny_world():
         return run_dir, run(tiny_template, run_dir, precision="bf16", epochs=2)
 
 
@@ -150,19 +150,20 @@ def test_runs_are_listed(
     folder = tmp_path / "runs"
     (folder / "other").mkdir(parents=True)
     assert call(monkeypatch, capsys, "runs") == (0, "runs holds no runs\n", "")
-    results = run(tiny_data, folder / "whole", epochs=1)
+    results = run(tiny_data, folder / "first", epochs=1)
     listener = Listener()
     listener.stop_at = (1, 0)
     with pytest.raises(Interrupted):
         run(tiny_data, folder / "part", listener)
+    capsys.readouterr()
     (folder / "bad").mkdir()
     for name in ("config.json", "metrics.jsonl"):
         (folder / "bad" / name).write_text("x")
     found = {summary.path.name: summary for summary in list_runs(folder)}
-    assert list(found) == ["part", "whole", "bad"]
+    assert list(found) == ["part", "first", "bad"]
     states = {name: (summary.state, summary.num_epochs, summary.epochs) for name, summary in found.items()}
-    assert states == {"part": ("stopped", 1, 3), "whole": ("finished", 1, 1), "bad": ("damaged", 0, 0)}
-    assert found["whole"].test_accuracy == results["best"]["test_accuracy"]
+    assert states == {"part": ("stopped", 1, 3), "first": ("finished", 1, 1), "bad": ("damaged", 0, 0)}
+    assert found["first"].test_accuracy == results["best"]["test_accuracy"]
     with interrupted_run_dir(folder / "part"):
         assert list_runs(folder / "part")[0].state == "running"
     code, out, err = call(monkeypatch, capsys, "runs")

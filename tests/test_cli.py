@@ -1,4 +1,5 @@
 import importlib
+import json
 import re
 import resource
 import shutil
@@ -12,13 +13,17 @@ import click
 import pytest
 import torch
 from support import containers
-from support.command_line import ENVIRONMENT, PROGRAMS, TRAIN, call, run_tiny
+from support.command_line import ENVIRONMENT, PROGRAMS, TRAIN, call
 from support.figure_parts import build_metrics, build_results, write_run
+from support.published import MyResnet
 from support.training_runs import Listener, run
 
 from fastcifar import cli
+from fastcifar.data.folder import load_val_and_test
 from fastcifar.errors import Interrupted
+from fastcifar.training.checkpoint import load_checkpoint
 from fastcifar.training.device import is_bf16_fast
+from fastcifar.training.evaluate import compute_logits, loss_and_accuracy
 
 CPU = torch.device("cpu")
 
@@ -175,34 +180,55 @@ def test_a_folder_that_is_no_source(
     assert list((tmp_path / "data").iterdir()) == []
 
 
-def test_from_nothing_to_a_trained_model(tmp_path: Path) -> None:
+def test_from_nothing_to_a_trained_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the real network and all charts; the published class takes its weights, and finds what the run found."""
+    monkeypatch.chdir(tmp_path)
     containers.write_folder(containers.mosaic_files(), tmp_path / "package")
-    prepared = run_tiny("prepare", "--out", "data", "--source", "package", cwd=tmp_path)
-    assert (prepared.returncode, prepared.stderr) == (0, "")
-    assert prepared.stdout.splitlines()[-1] == "data is prepared: 40 train, 10 val, 10 test"
-    again = run_tiny("prepare", "--out", "data", cwd=tmp_path)
-    assert (again.returncode, again.stdout) == (0, "data is prepared and verified\n")
-
-    trained = run_tiny(*TRAIN, "--epochs", "2", "--out", "run", cwd=tmp_path)
-    assert (trained.returncode, trained.stderr) == (0, "")
-    lines = trained.stdout.splitlines()
+    with containers.tiny_cifar10():
+        code, out, err = call(monkeypatch, capsys, "prepare", "--out", "data", "--source", "package")
+        assert (code, out.splitlines()[-1], err) == (0, "data is prepared: 40 train, 10 val, 10 test", "")
+        prepared = call(monkeypatch, capsys, "prepare", "--out", "data")
+        assert prepared == (0, "data is prepared and verified\n", "")
+        code, out, err = call(monkeypatch, capsys, *TRAIN, "--precision", "fp32", "--epochs", "2", "--out", "run")
+        assert (code, err) == (0, "")
+        _, test = load_val_and_test(Path("data"))
+    lines = out.splitlines()
     assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
     assert any(line.startswith("This was a short run: 2 of 55 epochs, 40 of 40 training images.") for line in lines)
     device = " --device cpu" if torch.cuda.is_available() else ""  # what auto takes anyway is left out
-    assert lines[-1] == f"          fastcifar train --recipe adam89 --batch-size 8{device}  # the full recipe"
+    precision = " --precision fp32" if is_bf16_fast(CPU) else ""
+    assert (
+        lines[-1] == f"          fastcifar train --recipe adam89 --batch-size 8{device}{precision}  # the full recipe"
+    )
     for line in lines[-4:]:
         assert line[10:].split()[1] in cli.cli.commands
-    assert (tmp_path / "run" / "charts" / "curves.png").stat().st_size > 10_000
+    names = [f"{name}.{suffix}" for name in ("confusion", "curves", "samples") for suffix in ("png", "svg")]
+    assert sorted(path.name for path in Path("run/charts").iterdir()) == names
+    assert all(path.stat().st_size > 10_000 for path in Path("run/charts").iterdir())
+
+    half = torch.full((3,), 0.5)
+    for name in ("best", "last"):
+        row = json.loads(Path("run/results.json").read_text())[name]
+        model = MyResnet()
+        model.load_state_dict(load_checkpoint(Path(f"run/{name}.pt"))["model"], strict=True)
+        logits = compute_logits(model, torch.from_numpy(test.images), mean=half, std=half, precision="fp32")
+        loss, accuracy = loss_and_accuracy(logits, torch.from_numpy(test.labels).long())
+        assert accuracy == row["test_accuracy"]
+        assert loss == pytest.approx(row["test_loss"], rel=1e-3)
 
 
-def test_quiet_says_where_the_run_is_and_nothing_else(tiny_data: Path, tmp_path: Path) -> None:
-    trained = run_tiny(*TRAIN, "--epochs", "1", "--quiet", cwd=tmp_path)
-    assert (trained.returncode, trained.stderr) == (0, "")
-    assert re.fullmatch(r"runs/adam89-\d{8}-\d{6}\n", trained.stdout)
-    assert (tmp_path / trained.stdout.strip() / "results.json").exists()
-    failed = run_tiny(*TRAIN, "--epochs", "0", "--quiet", cwd=tmp_path)
+def test_quiet_says_where_the_run_is_and_nothing_else(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(monkeypatch, capsys, *TRAIN, "--epochs", "1", "--quiet")
+    assert (code, err) == (0, "")
+    assert re.fullmatch(r"runs/adam89-\d{8}-\d{6}\n", out)
+    assert Path(out.strip(), "results.json").exists()
     message = "Error: --epochs must be between 1 and 100,000, not 0\n"
-    assert (failed.returncode, failed.stdout, failed.stderr) == (2, "", message)
+    assert call(monkeypatch, capsys, *TRAIN, "--epochs", "0", "--quiet") == (2, "", message)
 
 
 def test_an_error_obeys_nothing_that_a_path_holds(
@@ -241,7 +267,7 @@ def test_verify_says_what_is_sound_and_what_is_not(
     assert (code, err) == (0, "")
     assert out == f"{tiny_data} is sound: structure, hashes and content of all three files\n"
     with (tiny_data / "val.beton").open("r+b") as file:
-        file.seek(9_000_000)
+        file.seek(3_000_000)
         file.write(b"x")
     code, _, err = call(monkeypatch, capsys, "verify", str(tiny_data))
     assert code == 2

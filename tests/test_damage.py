@@ -57,8 +57,8 @@ Damaged = tuple[str, bytes]  # the kind of the damage, and the file
 
 PREPARE_AGAIN = "fastcifar prepare --force"
 MAX_SECONDS = 10.0  # for one damaged file
-MAX_MEMORY = 200 << 20  # bytes to read it; the three .beton files are 50 MB
-PAGE = 1 << 23  # the size of a .beton file's pages
+MAX_MEMORY = 200 << 20  # bytes to read it; the three .beton files are 13 MB
+PAGE = beton.MIN_PAGE_SIZE
 
 NESTED: list[Any] = []
 for _ in range(300):

@@ -84,9 +84,10 @@ def script(name: str) -> str:
     return str(PROGRAMS / f"{name}.py")
 
 
-@pytest.mark.parametrize("num_ranks", [2, 3])
-def test_ranks_train_as_one_process_does_in_turn(num_ranks: int, tmp_path: Path) -> None:
-    finish(torchrun(num_ranks, script("ranks"), "cpu", cwd=tmp_path))
+def test_ranks_train_as_one_process_does_in_turn(tiny_data: Path, tmp_path: Path) -> None:
+    finish(torchrun(3, script("ranks"), "cpu", str(tiny_data), cwd=tmp_path))
+    assert read_config(tmp_path / "run")["world_size"] == 3
+    assert [line["epoch"] for line in read_metrics(tmp_path / "run")] == [0, 1, 2]
 
 
 @pytest.mark.gpu
@@ -128,6 +129,7 @@ def test_loaders_give_a_ranks_share(kind: str, tiny_data: Path) -> None:
         assert torch.equal(share_labels, labels.long()[order[mine]])
 
 
+@pytest.mark.slow
 def test_two_nodes_train_a_run(tiny_data: Path, tmp_path: Path) -> None:
     """Two launchers over the loopback; and a rank killed in a job that may restart changes nothing."""
     with socket.socket() as free:
@@ -148,6 +150,7 @@ def test_two_nodes_train_a_run(tiny_data: Path, tmp_path: Path) -> None:
     assert_same_run(tmp_path / "restarted", tmp_path / "two-nodes")
 
 
+@pytest.mark.slow
 def test_a_dead_rank_ends_the_job_which_goes_on_with_any_number(tiny_data: Path, tmp_path: Path) -> None:
     process = torchrun(2, script("dying_rank"), *TRAIN, "--out", "run", cwd=tmp_path)
     output, _ = process.communicate(timeout=300)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from support import containers
 from support.command_line import PROGRAMS, PYTHONPATH
+from support.tiny_world import tiny_world
 from support.training_runs import Listener, assert_same_run, run, tiny_settings
 
 from fastcifar.errors import FastcifarError, Interrupted
@@ -86,14 +86,14 @@ def test_killed_at_random_moments(tiny_data: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def stopped_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("stopped") / "run"
-    with containers.tiny_cifar10():
+    with tiny_world():
         interrupt(tiny_template, run_dir, (1, 1))
     return run_dir
 
 
 @pytest.fixture
 def stopped(stopped_template: Path, tmp_path: Path) -> Iterator[Path]:
-    with containers.tiny_cifar10():
+    with tiny_world():
         yield Path(shutil.copytree(stopped_template, tmp_path / "run"))
 
 

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import math
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.published import MyResnet
 from support.training_runs import Listener, read_metrics, run, tiny_settings
 from torch import Tensor
 
@@ -34,7 +32,6 @@ from fastcifar.results.records import read_predictions
 from fastcifar.results.run_dir import new_run_dir
 from fastcifar.training.callbacks import Callback
 from fastcifar.training.checkpoint import load_checkpoint
-from fastcifar.training.evaluate import compute_logits, loss_and_accuracy
 from fastcifar.training.run import Run, resume_training
 from fastcifar.training.trainer import Trainer
 
@@ -44,12 +41,6 @@ def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:
     results = run(tiny_data, out, listener)
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
         "best.pt",
-        "charts/confusion.png",
-        "charts/confusion.svg",
-        "charts/curves.png",
-        "charts/curves.svg",
-        "charts/samples.png",
-        "charts/samples.svg",
         "config.json",
         "last.pt",
         "metrics.jsonl",
@@ -88,6 +79,12 @@ def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:
     assert results["last"]["epoch"] == 2
     last = results["last"]
     assert results["test10k_accuracy"] == (last["val_accuracy"] + last["test_accuracy"]) / 2
+
+    _, test = load_val_and_test(tiny_data)
+    predictions = read_predictions(out)
+    np.testing.assert_array_equal(predictions.images, test.images)
+    np.testing.assert_array_equal(predictions.labels, test.labels)
+    assert (predictions.logits.argmax(1) == test.labels).mean() == results["best"]["test_accuracy"]
 
 
 def test_charts_that_cannot_be_drawn_lose_nothing(
@@ -143,25 +140,6 @@ def test_a_version_that_nobody_knows(version: Exception | None, monkeypatch: pyt
     versions = package_versions()
     assert versions.pop("fastcifar") == fastcifar.__version__
     assert set(versions.values()) == {"unknown"}
-
-
-def test_saved_weights_and_predictions_give_the_reported_accuracy(tiny_data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    results = run(tiny_data, out)
-    _, test = load_val_and_test(tiny_data)
-    half = torch.full((3,), 0.5)
-    for name, row in (("best.pt", results["best"]), ("last.pt", results["last"])):
-        model = MyResnet()
-        model.load_state_dict(load_checkpoint(out / name)["model"], strict=True)
-        logits = compute_logits(model, torch.from_numpy(test.images), mean=half, std=half, precision="fp32")
-        loss, accuracy = loss_and_accuracy(logits, torch.from_numpy(test.labels).long())
-        assert accuracy == row["test_accuracy"]
-        assert loss == pytest.approx(row["test_loss"], rel=1e-3)
-    with np.load(out / "predictions.npz") as predictions:
-        np.testing.assert_array_equal(predictions["images"], test.images)
-        np.testing.assert_array_equal(predictions["labels"], test.labels)
-        accuracy = (predictions["logits"].argmax(1) == test.labels).mean()
-    assert accuracy == results["best"]["test_accuracy"]
 
 
 def test_runs_with_either_loader_are_equal(tiny_data: Path, tmp_path: Path) -> None:
@@ -330,25 +308,21 @@ def test_two_runs_are_equal_to_the_last_bit(tiny_data: Path, tmp_path: Path, det
         assert torch.equal(value, weights[1][key]), key
 
 
-def test_many_trainings_in_one_process_leak_neither_threads_nor_memory(tiny_data: Path, tmp_path: Path) -> None:
-    def resident_mib() -> float:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-
+def test_many_trainings_in_one_process_leak_nothing(tiny_data: Path, tmp_path: Path) -> None:
     seen = []
     for number in range(6):
-        run(
-            tiny_data, tmp_path / str(number), epochs=1, num_train_images=8, loader=("resident", "streamed")[number % 2]
-        )
+        loader = ("resident", "streamed")[number % 2]
+        run(tiny_data, tmp_path / str(number), epochs=1, num_train_images=8, loader=loader)
         gc.collect()
-        seen.append((threading.active_count(), resident_mib()))
-    assert seen[-1][0] == seen[1][0]
-    assert seen[-1][1] < seen[1][1] + 100  # a model with its optimizer's state and best weights takes 170 MiB
+        num_tensors = sum(issubclass(type(each), Tensor) for each in gc.get_objects())
+        seen.append((threading.active_count(), num_tensors, len(list(Path("/proc/self/fd").iterdir()))))
+    assert seen[-1] == seen[1]
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_elsewhere(tiny_data: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", small], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small], check=False)
     if mounted.returncode != 0:
         pytest.skip("only root can mount a small disk")
     try:
@@ -371,11 +345,11 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_elsewhere(tiny_data: Path, 
 
 
 def test_a_failing_compiler_is_one_line(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self: Trainer) -> float:
+    def fail(*_: Any) -> None:
         raise RuntimeError("no C compiler\nmore about it")
 
-    monkeypatch.setattr(Trainer, "warm_up", fail)
-    with pytest.raises(FastcifarError, match=r"^torch\.compile failed \(no C compiler\): give --no-compile"):
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    with pytest.raises(FastcifarError, match=r"^torch\.compile failed \(no C compiler\): train without it \(--no-comp"):
         run(tiny_data, tmp_path / "run", compile=True)
 
 
@@ -394,7 +368,7 @@ def test_too_little_memory_is_one_line(
         raise error
 
     monkeypatch.setattr(Trainer, "step", fail)
-    with pytest.raises(FastcifarError, match=r"has too little memory free: try a smaller --batch-size"):
+    with pytest.raises(FastcifarError, match=r"has too little memory free: try a smaller batch size"):
         run(tiny_data, tmp_path / "run")
 
 

@@ -39,6 +39,8 @@ def is_bf16_fast(device: torch.device) -> bool:
     """Whether the hardware multiplies bf16 itself: from Ampere on, and on x86 with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
+    if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):  # ATEN_CPU_CAPABILITY can forbid AVX-512
+        return False
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

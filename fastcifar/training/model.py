@@ -26,9 +26,10 @@ class ResNet18(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.backbone = resnet18(weights=None)
-        self.backbone.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        num_channels, num_features = self.backbone.conv1.out_channels, self.backbone.fc.in_features  # 64 and 512
+        self.backbone.conv1 = nn.Conv2d(3, num_channels, kernel_size=3, stride=1, padding=1, bias=False)
         self.backbone.maxpool = nn.Identity()
-        self.backbone.fc = _Float32Linear(512, NUM_CLASSES)
+        self.backbone.fc = _Float32Linear(num_features, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify images.

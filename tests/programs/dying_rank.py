@@ -8,7 +8,7 @@ import signal
 import time
 from pathlib import Path
 
-from support import containers
+from support.tiny_world import tiny_world
 from torch import Tensor
 
 from fastcifar.cli import main
@@ -32,5 +32,5 @@ def step(self: Trainer, images: Tensor, labels: Tensor) -> None:
 
 if __name__ == "__main__":
     Trainer.step = step  # type: ignore[method-assign]
-    with containers.tiny_cifar10():
+    with tiny_world():
         main()

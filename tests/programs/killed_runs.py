@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from support import containers
+from support.tiny_world import tiny_world
 from support.training_runs import assert_same_run
 
 from fastcifar import files
@@ -120,5 +120,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with containers.tiny_cifar10():
+    with tiny_world():
         main()

@@ -1,9 +1,9 @@
 """The command line with the tiny dataset in the place of CIFAR-10; for tests that need a process of their own."""
 
-from support import containers
+from support.tiny_world import tiny_world
 
 from fastcifar.cli import main
 
 if __name__ == "__main__":
-    with containers.tiny_cifar10():
+    with tiny_world():
         main()

@@ -42,9 +42,9 @@ class Listener(Callback):
         self.epochs.append(metrics)
 
 
-def tiny_settings(**choices: Any) -> Settings:
+def tiny_settings(recipe: str = "adam89", **choices: Any) -> Settings:
     defaults: dict[str, Any] = {"epochs": 3, "global_batch_size": 8, "device": "cpu", "precision": "fp32"}
-    return resolve_settings(get_recipe("adam89"), **(defaults | choices))
+    return resolve_settings(get_recipe(recipe), **(defaults | choices))
 
 
 def run(data: Path, out: Path, listener: Listener | None = None, **choices: Any) -> dict[str, Any]:
