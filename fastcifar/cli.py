@@ -389,6 +389,30 @@ def predict(checkpoint: Path, pictures: tuple[Path, ...], device: str, as_json: 
         show_predictions(predictions)
 
 
+@cli.command(short_help="Write a trained model for use elsewhere.")
+@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "format",
+    type=click.Choice(["safetensors", "torch", "onnx"]),
+    required=True,
+    help="Weights with a model card; a torch.export program; an ONNX model.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File to write, for safetensors a folder.  [default: RUN/model.pt2, RUN/model.onnx, RUN/hub]",
+)
+def export(run_dir: Path, format: str, out: Path | None) -> None:  # noqa: A002
+    """Write a finished run's best weights in a form that needs no fastcifar.
+
+    What was written is read back, and kept only if it classifies the run's test images as the run does.
+    """
+    from fastcifar.inference.export import export_model
+
+    click.echo(export_model(run_dir, format, out))
+
+
 @cli.command(short_help="List runs.")
 @click.argument("folder", type=_PATH, default="runs")
 def runs(folder: Path) -> None:

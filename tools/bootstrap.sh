@@ -4,8 +4,8 @@
 # PYTHON chooses the interpreter (3.11 or later).
 #
 # After a change of the dependencies in pyproject.toml, write requirements.txt again (--upgrade takes newer versions) with
-#   echo uv | PKG_CONFIG_PATH="$PWD/.venv/opencv" .venv/bin/uv pip compile pyproject.toml - --group dev --universal \
-#     --python-version 3.11 --generate-hashes --no-emit-package opencv-python \
+#   echo uv | PKG_CONFIG_PATH="$PWD/.venv/opencv" .venv/bin/uv pip compile pyproject.toml - --all-extras --group dev \
+#     --universal --python-version 3.11 --generate-hashes --no-emit-package opencv-python \
 #     --custom-compile-command "the command in tools/bootstrap.sh" --quiet --output-file requirements.txt
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -58,27 +58,37 @@ class Classifier:
             `(N, 10)` float32 on the CPU.
         """
         device = self.mean.device
-        options: dict[str, Any] = {"mean": self.mean, "std": self.std, "precision": self.settings.precision}
-        if coeffs is not None:
-            coeffs = coeffs.to(device)
-        logits = compute_logits(self.model, images.to(device), coeffs=coeffs, **options)
+        images = images.to(device)
+        logits = self._classify(images, None if coeffs is None else coeffs.to(device))
         if mirror_tta:
             if coeffs is not None:
                 raise ValueError("mirror images of augmented ones are not defined")
-            logits = (logits + compute_logits(self.model, images.flip(2).to(device), **options)) / 2
+            logits = (logits + self._classify(images.flip(2), None)) / 2
         return logits.cpu()
+
+    def _classify(self, images: Tensor, coeffs: Tensor | None) -> Tensor:
+        """Logits of images, augmented if there are coefficients; all on the model's device."""
+        return compute_logits(
+            self.model, images, mean=self.mean, std=self.std, precision=self.settings.precision, coeffs=coeffs
+        )
 
 
 def load_classifier(path: Path, device: str = "auto") -> Classifier:
     """Load a model.
 
     Args:
-        path: a checkpoint, or a run directory for its `best.pt`.
+        path: a checkpoint, a run directory for its `best.pt`, or what `export` wrote as safetensors or ONNX.
         device: as for training.
 
     Raises:
         FastcifarError: it cannot be read, is damaged, or is no checkpoint of a run.
     """
+    from fastcifar.inference.exported import SUFFIXES, WEIGHTS_FILE, load_exported  # which imports this module
+
+    if (path / WEIGHTS_FILE).exists():
+        path /= WEIGHTS_FILE
+    if path.suffix in SUFFIXES:
+        return load_exported(path, device)
     if path.is_dir():
         if not (path / BEST_FILE).exists():
             raise FastcifarError(f"{path} holds no {BEST_FILE}: no epoch of a run was finished there")

@@ -1,0 +1,190 @@
+"""A finished run's weights for use without fastcifar: as safetensors, a torch.export program, or ONNX.
+
+Each file is read back before it takes its name, and must classify the run's test images as the run's weights do.
+"""
+
+import io
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcifar.data.cifar10 import CLASSES, NUM_CLASSES
+from fastcifar.errors import ArgumentError, FastcifarError
+from fastcifar.files import replacing
+from fastcifar.inference.classifier import Classifier, load_classifier
+from fastcifar.inference.exported import (
+    METADATA_KEY,
+    WEIGHTS_FILE,
+    check_installed,
+    load_onnx,
+    load_safetensors,
+    write_metadata,
+)
+from fastcifar.inference.model_card import write_card
+from fastcifar.kernels.gather import normalise
+from fastcifar.results.records import BEST_FILE, RESULTS_FILE, read_predictions, read_results
+
+# Of the largest logit. Float32 sums in another order leave some 1e-6 of it, 20 layers of them in the worst case some
+# 1e-4; a mistake in the preprocessing or a layer's settings leaves far more than this.
+TOLERANCE = 1e-3
+
+_DEFAULT_NAMES = {"safetensors": "hub", "torch": "model.pt2", "onnx": "model.onnx"}
+_PACKAGES = {"safetensors": ("safetensors",), "torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+_BATCH_SIZE = 500
+
+Classify = Callable[[Tensor], Tensor]  # (B, 32, 32, 3) uint8 to (B, 10) float32
+
+
+class ImageClassifier(nn.Module):
+    """A network with its preprocessing inside: uint8 pixels in, logits out.
+
+    Args:
+        classifier: whose weights it has, in torch's own layers.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        backbone = classifier.model.backbone
+        assert isinstance(backbone, nn.Module)
+        fc = nn.Linear(backbone.fc.in_features, NUM_CLASSES)  # type: ignore[union-attr, arg-type]
+        fc.load_state_dict(backbone.fc.state_dict())  # type: ignore[union-attr]
+        backbone.fc = fc  # the run's own knows of autocast, which no exported program needs
+        self.backbone = backbone
+        self.register_buffer("mean", classifier.mean)
+        self.register_buffer("std", classifier.std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            images: `(B, 32, 32, 3)` uint8.
+
+        Returns:
+            `(B, 10)` float32 logits.
+        """
+        logits: Tensor = self.backbone(normalise(images, self.mean, self.std))  # type: ignore[arg-type]
+        return logits
+
+
+def export_model(run_dir: Path, format: str, out: Path | None = None) -> Path:  # noqa: A002 (as the option is called)
+    """Write a finished run's best weights for use elsewhere.
+
+    Args:
+        run_dir: of the run.
+        format: "torch" (a torch.export program) or "onnx", both from uint8 images of any batch size to logits, or
+            "safetensors": a folder with the weights under torchvision's names and a model card.
+        out: the file, or for safetensors the folder; None for `model.pt2`, `model.onnx` or `hub` in the run directory.
+
+    Returns:
+        The path of what was written.
+
+    Raises:
+        FastcifarError: there is something at that path, the run is not finished, its weights are not finite, a package
+            is missing, the file cannot be written, or what was written does not classify the test images alike.
+    """
+    if format not in _DEFAULT_NAMES:
+        raise ArgumentError("format", f"must be {', '.join(_DEFAULT_NAMES)}, not {format!r}")
+    check_installed(*_PACKAGES[format])
+    out = out or run_dir / _DEFAULT_NAMES[format]
+    if out.exists() or out.is_symlink():
+        raise FastcifarError(f"{out} exists already: remove it, or give another path with --out")
+    if not (run_dir / RESULTS_FILE).exists():
+        raise FastcifarError(f"{run_dir} holds no {RESULTS_FILE}: only a finished run is exported")
+    classifier = load_classifier(run_dir / BEST_FILE, "cpu")
+    if not all(value.isfinite().all() for value in classifier.model.state_dict().values()):
+        raise FastcifarError(f"{classifier.path} holds weights that are not finite")
+    model = ImageClassifier(classifier).eval()
+    images = torch.from_numpy(read_predictions(run_dir).images)
+    expected = _logits(model, images)
+    with replacing(out) as temporary:
+        try:
+            written = _WRITERS[format](temporary, model, classifier, run_dir, expected)
+            _check_alike(out, _logits(written, images), expected)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return out
+
+
+def _logits(classify: Classify, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([classify(batch) for batch in images.split(_BATCH_SIZE)])
+
+
+def _check_alike(out: Path, found: Tensor, expected: Tensor) -> None:
+    """Raise FastcifarError unless both give the same classes, and logits within `TOLERANCE` of the largest one."""
+    num_other = int((found.argmax(1) != expected.argmax(1)).sum())
+    error, largest = float((found - expected).abs().max()), float(expected.abs().max())
+    if num_other or not error <= TOLERANCE * largest:
+        raise FastcifarError(
+            f"{out} is not written: read back, it gives {num_other} of {len(expected)} test images another class, and "
+            f"logits that differ by up to {error:.2g} (allowed: no image, {TOLERANCE * largest:.2g})"
+        )
+
+
+def _write_safetensors(
+    out: Path, model: ImageClassifier, classifier: Classifier, run_dir: Path, expected: Tensor
+) -> Classify:
+    import safetensors.torch
+
+    out.mkdir(parents=True)
+    weights = {name: value.contiguous() for name, value in model.backbone.state_dict().items()}
+    metadata = {METADATA_KEY: write_metadata(classifier.settings, classifier.num_epochs), "format": "pt"}
+    (out / WEIGHTS_FILE).write_bytes(safetensors.torch.save(weights, metadata))
+    labels = torch.from_numpy(read_predictions(run_dir).labels)
+    num_correct = int((expected.argmax(1) == labels).sum())
+    write_card(out, classifier.settings, read_results(run_dir), num_correct, len(labels))
+    return ImageClassifier(load_safetensors(out / WEIGHTS_FILE, "cpu")).eval()
+
+
+def _write_torch(
+    out: Path, model: ImageClassifier, classifier: Classifier, run_dir: Path, expected: Tensor
+) -> Classify:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of itself
+        program = torch.export.export(model, _example(), dynamic_shapes=_dynamic_shapes())
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # paths of this machine
+        buffer = io.BytesIO()
+        torch.export.save(program, buffer)
+        out.write_bytes(buffer.getvalue())
+        module: Any = torch.export.load(io.BytesIO(out.read_bytes())).module()  # pickle, of what was written just now
+    return module  # type: ignore[no-any-return]
+
+
+def _write_onnx(out: Path, model: ImageClassifier, classifier: Classifier, run_dir: Path, expected: Tensor) -> Classify:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model,
+            _example(),
+            dynamo=True,
+            dynamic_shapes=_dynamic_shapes(),
+            input_names=["images"],
+            output_names=["logits"],
+            verbose=False,
+        )
+    assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # paths of this machine
+    program.model.metadata_props.update(
+        {"classes": ",".join(CLASSES), METADATA_KEY: write_metadata(classifier.settings, classifier.num_epochs)}
+    )
+    out.write_bytes(program.model_proto.SerializeToString())
+    return load_onnx(out, "cpu").logits
+
+
+def _example() -> tuple[Tensor]:
+    return (torch.zeros((2, 32, 32, 3), dtype=torch.uint8),)
+
+
+def _dynamic_shapes() -> Any:
+    return ({0: torch.export.Dim("batch", min=1)},)
+
+
+_WRITERS = {"safetensors": _write_safetensors, "torch": _write_torch, "onnx": _write_onnx}

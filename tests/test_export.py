@@ -1,0 +1,164 @@
+import importlib.util
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from support import containers
+from support.command_line import ENVIRONMENT, PROGRAMS, call
+from support.training_runs import run
+
+from fastcifar.data.folder import load_val_and_test
+from fastcifar.errors import FastcifarError
+from fastcifar.inference import export
+from fastcifar.inference.classifier import evaluate_split, load_classifier
+from fastcifar.inference.export import TOLERANCE, export_model
+from fastcifar.pipeline.augment import affine_coeffs, sample_augmentation
+from fastcifar.results.records import read_results
+from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
+
+safetensors = pytest.importorskip("safetensors.torch")
+for package in ("onnx", "onnxscript", "onnxruntime"):
+    pytest.importorskip(package)
+
+IMAGES = np.random.default_rng(5).integers(0, 256, (257, 32, 32, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with prepared data, a finished run and its three exports, while CIFAR-10 is the tiny one."""
+    folder = tmp_path_factory.mktemp("export")
+    with containers.tiny_cifar10():
+        shutil.copytree(tiny_template, folder / "data")
+        run(folder / "data", folder / "run", epochs=1)
+        for kind in ("safetensors", "torch", "onnx"):
+            export_model(folder / "run", kind)
+        yield folder
+
+
+@pytest.fixture
+def finished(tiny: Path, tmp_path: Path) -> Path:
+    """The finished run, to be changed."""
+    names = ("best.pt", "results.json", "predictions.npz")
+    (tmp_path / "run").mkdir()
+    for name in names:
+        shutil.copy(tiny / "run" / name, tmp_path / "run" / name)
+    return tmp_path / "run"
+
+
+def test_files_classify_alike_where_there_is_no_fastcifar(tiny: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", IMAGES)
+    paths = tiny / "run", tmp_path / "images.npy", tmp_path / "out.npz"
+    command = [sys.executable, str(PROGRAMS / "use_exports.py"), *map(str, paths)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = load_classifier(tiny / "run", "cpu").logits(torch.from_numpy(IMAGES)).numpy()
+    tolerance = TOLERANCE * abs(expected).max()
+    with np.load(tmp_path / "out.npz") as found:
+        assert len(found.files) == 9
+        for name in found.files:
+            size = int(name.split("-")[1])
+            np.testing.assert_allclose(found[name], expected[:size], rtol=0, atol=tolerance, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["hub", "hub/model.safetensors", "model.onnx"])
+def test_exported_files_are_evaluated_as_the_run_is(tiny: Path, name: str) -> None:
+    ours, theirs = load_classifier(tiny / "run" / name, "cpu"), load_classifier(tiny / "run", "cpu")
+    assert ours.settings == theirs.settings
+    assert ours.describe().endswith(": adam89, 1 epoch")
+    images = torch.from_numpy(IMAGES[:20])
+    coeffs = affine_coeffs(sample_augmentation(42, 0, torch.arange(20), padding=4, max_angle_deg=15))
+    for options in ({}, {"coeffs": coeffs}, {"mirror_tta": True}):
+        found, expected = (each.logits(images, **options) for each in (ours, theirs))
+        torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
+    figures = [evaluate_split(each, tiny / "data", "test10k") for each in (ours, theirs)]
+    assert [each["num_images"] for each in figures] == [20, 20]
+    assert figures[0]["accuracy"] == figures[1]["accuracy"]
+
+
+def test_the_weights_are_torchvisions_and_the_card_says_what_they_reach(tiny: Path) -> None:
+    weights = safetensors.load_file(tiny / "run" / "hub" / "model.safetensors")
+    ours = load_checkpoint(tiny / "run" / "best.pt")["model"]
+    assert {f"backbone.{name}" for name in weights} == set(ours)
+    assert all(torch.equal(value, ours[f"backbone.{name}"]) for name, value in weights.items())
+    card = (tiny / "run" / "hub" / "README.md").read_text()
+    _, test = load_val_and_test(tiny / "data")
+    logits = load_classifier(tiny / "run", "cpu").logits(torch.from_numpy(test.images))
+    accuracy = (logits.argmax(1).numpy() == test.labels).mean()
+    assert f"| clean, these weights in float32 | {accuracy:.2%} (95% interval " in card
+    augmented = read_results(tiny / "run")["best"]["test_accuracy_augmented"]
+    assert f"| augmented as in training, in fp32 | {augmented:.2%} |" in card
+    assert "1 epochs of 40 of 40 training images, batch size 8, seed 42" in card
+    config = json.loads((tiny / "run" / "hub" / "config.json").read_text())
+    assert (config["id2label"]["3"], config["label2id"]["cat"], config["mean"]) == ("cat", 3, [0.5, 0.5, 0.5])
+
+
+def test_no_file_names_a_path_of_this_machine(tiny: Path) -> None:
+    for name in ("model.pt2", "model.onnx", "hub/model.safetensors", "hub/README.md"):
+        content = (tiny / "run" / name).read_bytes()
+        assert str(Path(export.__file__).parent).encode() not in content, name
+
+
+def test_what_cannot_be_exported_is_one_line_and_nothing_is_written(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(finished.parent)
+    before = sorted(finished.parent.rglob("*"))
+
+    def message(*arguments: str) -> str:
+        code, out, err = call(monkeypatch, capsys, "export", *arguments)
+        assert (code, out) == (2, "")
+        assert sorted(finished.parent.rglob("*")) == before
+        return err.removeprefix("Error: ")
+
+    exists = "run/best.pt exists already: remove it, or give another path with --out\n"
+    assert message("run", "--format", "onnx", "--out", "run/best.pt") == exists
+    assert message("none", "--format", "torch") == "none holds no results.json: only a finished run is exported\n"
+    content = load_checkpoint(finished / "best.pt")
+    content["model"]["backbone.fc.bias"][3] = math.nan
+    save_checkpoint(finished / "best.pt", content)
+    assert message("run", "--format", "torch") == "run/best.pt holds weights that are not finite\n"
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else real(name))
+    missing = "onnx and onnxscript and onnxruntime missing: pip install 'fastcifar[export]'\n"
+    assert message("run", "--format", "onnx") == missing
+
+
+def test_an_export_that_classifies_otherwise_is_not_written(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = export._write_safetensors
+
+    def mirrored(*arguments: Any) -> export.Classify:
+        classify = real(*arguments)
+        return lambda images: classify(images.flip(2))
+
+    monkeypatch.setitem(export._WRITERS, "safetensors", mirrored)
+    before = sorted(finished.rglob("*"))
+    with pytest.raises(
+        FastcifarError, match=r"hub is not written: read back, it gives \d+ of 10 test images another class"
+    ):
+        export_model(finished, "safetensors")
+    assert sorted(finished.rglob("*")) == before
+
+
+def test_files_that_are_not_ours_are_refused(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(FastcifarError, match=r"model\.pt2 is not loaded, because torch unpickles it: name the run"):
+        load_classifier(tiny / "run" / "model.pt2")
+    for name in ("x.safetensors", "x.onnx"):
+        with pytest.raises(FastcifarError, match=f"cannot read .*{name}: No such file"):
+            load_classifier(tmp_path / name)
+        (tmp_path / name).write_bytes(b"\xff" * 100)
+        with pytest.raises(FastcifarError, match=f"{name} is damaged: it is not a"):
+            load_classifier(tmp_path / name)
+    weights = safetensors.load_file(tiny / "run" / "hub" / "model.safetensors")
+    safetensors.save_file(weights, tmp_path / "x.safetensors")
+    with pytest.raises(FastcifarError, match=r"x\.safetensors was not exported by this version of fastcifar"):
+        load_classifier(tmp_path / "x.safetensors")
+    with pytest.raises(FastcifarError, match="device must be cpu for an ONNX file, not 'cuda'"):
+        load_classifier(tiny / "run" / "model.onnx", "cuda")
