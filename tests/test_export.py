@@ -127,7 +127,7 @@ def test_what_cannot_be_exported_is_one_line_and_nothing_is_written(
     assert message("run", "--format", "torch") == "run/best.pt holds weights that are not finite\n"
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnx") else real(name))
-    missing = "onnx and onnxscript and onnxruntime missing: pip install 'fastcifar[export]'\n"
+    missing = "onnx, onnxscript, onnxruntime not installed: pip install 'fastcifar[export]'\n"
     assert message("run", "--format", "onnx") == missing
 
 

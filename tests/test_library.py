@@ -26,6 +26,7 @@ def test_the_names_are_those_of_their_modules() -> None:
         "FastcifarError": "fastcifar.errors",
         "Interrupted": "fastcifar.errors",
         "Callback": "fastcifar.training.callbacks",
+        "Callbacks": "fastcifar.training.callbacks",
         "Recipe": "fastcifar.recipes",
         "ResNet18": "fastcifar.training.model",
         "Settings": "fastcifar.training.settings",

@@ -20,13 +20,13 @@ from fastcifar.inference.classifier import Classifier, load_classifier
 from fastcifar.inference.exported import (
     METADATA_KEY,
     WEIGHTS_FILE,
-    check_installed,
     load_onnx,
     load_safetensors,
     write_metadata,
 )
 from fastcifar.inference.model_card import write_card
 from fastcifar.kernels.gather import normalise
+from fastcifar.machine import check_installed
 from fastcifar.results.records import BEST_FILE, RESULTS_FILE, read_predictions, read_results
 
 # Of the largest logit. Float32 sums in another order leave some 1e-6 of it, 20 layers of them in the worst case some
@@ -89,7 +89,7 @@ def export_model(run_dir: Path, format: str, out: Path | None = None) -> Path:  
     """
     if format not in _DEFAULT_NAMES:
         raise ArgumentError("format", f"must be {', '.join(_DEFAULT_NAMES)}, not {format!r}")
-    check_installed(*_PACKAGES[format])
+    check_installed("export", *_PACKAGES[format])
     out = out or run_dir / _DEFAULT_NAMES[format]
     if out.exists() or out.is_symlink():
         raise FastcifarError(f"{out} exists already: remove it, or give another path with --out")

@@ -1,6 +1,5 @@
 """Classifiers from exported files: safetensors and ONNX. Neither runs anything that the file holds."""
 
-import importlib.util
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from fastcifar.data.cifar10 import IMAGE_SIZE, NUM_CLASSES
 from fastcifar.errors import ArgumentError, FastcifarError
 from fastcifar.inference.classifier import Classifier
 from fastcifar.kernels.gather import gather_augmented
+from fastcifar.machine import check_installed
 from fastcifar.training.device import resolve_device
 from fastcifar.training.model import ResNet18
 from fastcifar.training.settings import Settings, parse_settings
@@ -22,17 +22,6 @@ WEIGHTS_FILE = "model.safetensors"  # in the folder that a model hub takes
 METADATA_KEY = "fastcifar"  # under which either format holds the run's settings, as JSON
 
 _MAX_BATCH_SIZE = 500
-
-
-def check_installed(*packages: str) -> None:
-    """Refuse what needs a package that is not installed.
-
-    Raises:
-        FastcifarError: one is missing; it says how to install it.
-    """
-    missing = [package for package in packages if importlib.util.find_spec(package) is None]
-    if missing:
-        raise FastcifarError(f"{' and '.join(missing)} missing: pip install 'fastcifar[export]'")
 
 
 def load_exported(path: Path, device: str = "auto") -> Classifier:
@@ -79,7 +68,7 @@ def _parse_metadata(path: Path, text: str | None) -> tuple[Settings, int]:
 
 def load_safetensors(path: Path, device: str) -> Classifier:
     """See `load_exported`, whatever the file is called."""
-    check_installed("safetensors")
+    check_installed("export", "safetensors")
     import safetensors.torch
 
     content = _read(path)
@@ -110,7 +99,7 @@ def load_safetensors(path: Path, device: str) -> Classifier:
 
 def load_onnx(path: Path, device: str) -> Classifier:
     """See `load_exported`, whatever the file is called."""
-    check_installed("onnxruntime")
+    check_installed("export", "onnxruntime")
     import onnxruntime
 
     content = _read(path)

@@ -174,6 +174,7 @@ class Run:
             What the run's `results.json` holds.
         """
         recipe = self.settings.recipe
+        self.callback.on_run_begin(run_dir, self.settings.as_config())
         checkpointer = Checkpointer(
             self.settings, self.data_dir, run_dir, self.trainer, checkpoint, writes=self.world.is_main
         )
@@ -197,7 +198,9 @@ class Run:
                         _stop_if_told(signals, checkpointer)
             signals.answer = "finishing the evaluation"
             self.callback.on_message("evaluating on the test split")
-            return self._finish(checkpointer, run_dir)
+            results = self._finish(checkpointer, run_dir)
+            self.callback.on_train_end(results)
+            return results
 
     @contextlib.contextmanager
     def _losses_explained(self, checkpointer: Checkpointer, signals: StopSignals) -> Iterator[None]:
