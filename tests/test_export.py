@@ -21,6 +21,7 @@ from fastcifar.inference import export
 from fastcifar.inference.classifier import evaluate_split, load_classifier
 from fastcifar.inference.export import TOLERANCE, export_model
 from fastcifar.pipeline.augment import affine_coeffs, sample_augmentation
+from fastcifar.results import charts
 from fastcifar.results.records import read_results
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 
@@ -33,9 +34,10 @@ IMAGES = np.random.default_rng(5).integers(0, 256, (257, 32, 32, 3), np.uint8)
 
 @pytest.fixture(scope="module")
 def tiny(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with prepared data, a finished run and its three exports, while CIFAR-10 is the tiny one."""
+    """A folder with prepared data, a finished run of the real network and its three exports."""
     folder = tmp_path_factory.mktemp("export")
-    with containers.tiny_cifar10():
+    with containers.tiny_cifar10(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "write_charts", lambda run_dir: [])
         shutil.copytree(tiny_template, folder / "data")
         run(folder / "data", folder / "run", epochs=1)
         for kind in ("safetensors", "torch", "onnx"):
