@@ -529,10 +529,14 @@ def _problem_of_this_machine(error: Exception) -> str | None:
     What a package raises while it is imported can be of any type: OSError where a shared library is missing, say.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    imported = [frame.f_globals["__name__"] for frame in frames if frame.f_code.co_name == "<module>"]
-    packages = [name.partition(".")[0] for name in imported] + [str(getattr(error, "name", None) or "")]
-    foreign = next((name for name in packages if name not in ("", "fastcifar", "__main__")), None)
-    text = str(error) or type(error).__name__
+    is_import = [frame.f_code.co_name == "<module>" for frame in frames]
+    imported = frames[is_import.index(True) :] if any(is_import) else []
+    names = [str(frame.f_globals.get("__name__")) for frame in imported]
+    if isinstance(error, ImportError):
+        names.append(error.name or "")
+    packages = [name.partition(".")[0] for name in names]
+    foreign = next((name for name in packages if name not in ("", "fastcifar", "importlib")), None)
+    text = " ".join(str(error).split())[:300] or type(error).__name__
     if foreign is not None:
         return f"{foreign} cannot be imported ({text}): `fastcifar doctor` looks at everything that is needed"
     if isinstance(error, OSError) and error.filename is not None:

@@ -5,15 +5,24 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastcifar.errors import FastcifarError
-from fastcifar.machine import describe_cpu
+from fastcifar.machine import count_cpus, describe_cpu, free_memory
 
 _MIN_TORCH = (2, 11)
 _MIN_FREE_GIB = 3  # a training at batch size 128 takes half of it on a CPU
+_REMEDIES = {
+    "torch": "install torch and torchvision again: bash tools/bootstrap.sh, or pip install --force-reinstall",
+    "device": "see torch",
+    "FFCV": "apt install libturbojpeg0-dev libopencv-imgproc-dev, then bash tools/bootstrap.sh",
+    "matplotlib": "training needs it for charts only: pip install --force-reinstall matplotlib",
+    "caches": "name a folder that can be written in TMPDIR",
+    "memory": "make sure that 3 GiB are free",
+}
 
 
 @dataclass(frozen=True)
@@ -42,14 +51,27 @@ def examine(data_dir: Path) -> Iterator[Check]:
     Yields:
         Each check as it is done; some take seconds.
     """
-    yield _check_python()
-    yield _check_torch()
-    yield _check_device()
-    yield _check_compiler()
-    yield _check_ffcv()
-    yield _check_cpus()
-    yield _check_memory()
-    yield _check_data(data_dir)
+    checks: dict[str, Callable[[], Check]] = {
+        "Python": _check_python,
+        "torch": _check_torch,
+        "device": _check_device,
+        "compiler": _check_compiler,
+        "FFCV": _check_ffcv,
+        "matplotlib": _check_matplotlib,
+        "caches": _check_caches,
+        "CPU": _check_cpus,
+        "memory": _check_memory,
+        "data": lambda: _check_data(data_dir),
+    }
+    for name, check in checks.items():
+        try:
+            yield check()
+        except Exception as error:  # a package with a missing library raises anything while it is imported
+            yield Check(name, False, f"cannot be used ({_reason(error)})", _REMEDIES.get(name, "see the other lines"))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _check_python() -> Check:
@@ -59,6 +81,7 @@ def _check_python() -> Check:
 
 def _check_torch() -> Check:
     import torch
+    import torchvision  # noqa: F401 (the network is its own; its compiled part can fail where torch works)
 
     is_sound = tuple(map(int, torch.__version__.split(".")[:2])) >= _MIN_TORCH
     return Check("torch", is_sound, torch.__version__, "" if is_sound else "pip install 'torch>=2.11' torchvision")
@@ -90,29 +113,37 @@ def _check_compiler() -> Check:
 def _check_ffcv() -> Check:
     from fastcifar.data.beton import ffcv_side_effects_undone
 
-    try:
-        with ffcv_side_effects_undone():
-            importlib.import_module("ffcv")
-    except Exception as error:  # a missing library makes the import raise many types
-        reason = " ".join(str(error).split())[:120]
-        return Check(
-            "FFCV",
-            False,
-            f"cannot be imported ({reason})",
-            "apt install libturbojpeg0-dev libopencv-imgproc-dev, then bash tools/bootstrap.sh",
-        )
+    with ffcv_side_effects_undone():
+        importlib.import_module("ffcv")
     return Check("FFCV", True, "imports")
 
 
+def _check_matplotlib() -> Check:
+    from fastcifar.results.style import as_png, build_figure
+
+    as_png(build_figure(1, "a chart", ""))
+    return Check("matplotlib", True, "draws")
+
+
+def _check_caches() -> Check:
+    """Where compiled code and fonts are kept. Training does without, but begins more slowly."""
+    import matplotlib
+
+    from fastcifar.kernels.gather_numba import IS_CACHED
+
+    temporary = tempfile.gettempdir()
+    lost = [] if IS_CACHED else ["the streamed loader is compiled each time (NUMBA_CACHE_DIR would name a folder)"]
+    if Path(matplotlib.get_cachedir()).is_relative_to(temporary) and "MPLCONFIGDIR" not in os.environ:
+        lost.append("fonts are searched each time (MPLCONFIGDIR would name a folder)")
+    return Check("caches", True, "; ".join(lost) or f"can be written; temporary files go to {temporary}")
+
+
 def _check_cpus() -> Check:
-    usable, present = len(os.sched_getaffinity(0)), os.cpu_count()
-    return Check("CPU", True, f"{describe_cpu()}, {usable} of {present} CPUs usable here")
+    return Check("CPU", True, f"{describe_cpu()}, {count_cpus()} of {os.cpu_count()} CPUs usable here")
 
 
 def _check_memory() -> Check:
-    # What the page cache would give back counts as free.
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
-    free_gib = int(fields["MemAvailable"].split()[0]) / 2**20
+    free_gib = free_memory() / 2**30
     is_sound = free_gib >= _MIN_FREE_GIB
     remedy = "" if is_sound else f"free {_MIN_FREE_GIB} GiB, or train with a smaller --batch-size"
     return Check("memory", is_sound, f"{free_gib:.1f} GiB free", remedy)

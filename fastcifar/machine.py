@@ -1,14 +1,19 @@
 """The machine and the versions that a result depends on."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import math
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fastcifar import __version__
 from fastcifar.errors import FastcifarError
+
+_CGROUPS, _PROC = Path("/sys/fs/cgroup"), Path("/proc")
 
 
 def describe_environment() -> dict[str, Any]:
@@ -17,9 +22,64 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": describe_cpu(),
-        "num_cpus": len(os.sched_getaffinity(0)),
+        "num_cpus": count_cpus(),
         "versions": package_versions(),
     }
+
+
+def count_cpus() -> int:
+    """How many CPUs this process may keep busy: those it is bound to, but no more than its container's share."""
+    limits = _cgroup_limits("cpu", ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+    # Each is a quota and a period, of which -1 is no quota.
+    shares = [math.ceil(values[0] / values[1]) for values in limits if len(values) == 2 and min(values) > 0]
+    return min([len(os.sched_getaffinity(0)), *shares])
+
+
+def free_memory() -> int:
+    """Bytes of memory that this process may still take, in its container too; what the page cache holds counts as free.
+
+    Raises:
+        OSError: the system does not say.
+    """
+    lines = (_PROC / "meminfo").read_text(encoding="utf-8").splitlines()
+    free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    version_2 = ("memory.max", "memory.current", "memory.stat:inactive_file")
+    version_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat:total_inactive_file")
+    for limit, used, cached in _cgroup_limits("memory", version_2, version_1):
+        free.append(max(0, limit - used + cached))
+    return min(free)
+
+
+def _cgroup_limits(controller: str, version_2: tuple[str, ...], version_1: tuple[str, ...]) -> Iterator[list[int]]:
+    """The numbers in these files, of each control group that this process is in and that sets a limit.
+
+    A container sees its own group as the topmost one; elsewhere each group is bound by those above it. Of
+    "file:key" the number after that key is meant.
+    """
+    try:
+        lines = (_PROC / "self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            top, names = _CGROUPS, version_2
+        elif controller in controllers.split(","):
+            top, names = _CGROUPS / controller, version_1
+        else:
+            continue
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                with contextlib.suppress(OSError, ValueError, IndexError):  # no limit: no such file, or "max" in it
+                    yield [number for name in names for number in _numbers(folder, name)]
+
+
+def _numbers(folder: Path, name: str) -> list[int]:
+    """All numbers in a file, or that after a key."""
+    file, _, key = name.partition(":")
+    words = (folder / file).read_text(encoding="utf-8").split()
+    return [int(words[words.index(key) + 1])] if key else list(map(int, words))
 
 
 def describe_cpu() -> str:

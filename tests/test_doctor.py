@@ -1,13 +1,16 @@
 import importlib
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command_line import call
+from support.command_line import ENVIRONMENT, call
 
 from fastcifar import doctor
 from fastcifar.doctor import Check, examine
+from fastcifar.kernels import gather_numba
 
 
 def found(data_dir: Path) -> dict[str, Check]:
@@ -17,7 +20,18 @@ def found(data_dir: Path) -> dict[str, Check]:
 def test_a_sound_machine(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_MIN_FREE_GIB", 0)
     checks = found(tiny_data)
-    assert list(checks) == ["Python", "torch", "device", "compiler", "FFCV", "CPU", "memory", "data"]
+    assert list(checks) == [
+        "Python",
+        "torch",
+        "device",
+        "compiler",
+        "FFCV",
+        "matplotlib",
+        "caches",
+        "CPU",
+        "memory",
+        "data",
+    ]
     assert [name for name, check in checks.items() if not check.is_sound or check.remedy] == []
     assert checks["data"].found == f"{tiny_data} is prepared and sound"
 
@@ -39,10 +53,57 @@ def test_each_check_can_fail(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -
         "memory",
         "data",
     ]
-    assert checks["FFCV"].found == "cannot be imported (libturbojpeg.so.0: cannot open shared object file)"
+    assert checks["FFCV"].found == "cannot be used (libturbojpeg.so.0: cannot open shared object file)"
     assert checks["data"].found == f"{tiny_data}/test.beton is damaged (it ends too early)"
     assert checks["data"].remedy == f"write it again with `fastcifar prepare --force --out {tiny_data}`"
     assert all(check.remedy for check in checks.values() if not check.is_sound)
+
+
+BROKEN = """
+import os, sys, builtins
+from pathlib import Path
+from fastcifar import cli
+real_import = builtins.__import__
+def broken_import(name, *arguments, **more):
+    if name.partition(".")[0] == "torch":
+        raise OSError("libcublas.so.12: cannot open shared object file")
+    return real_import(name, *arguments, **more)
+builtins.__import__ = broken_import
+sys.argv[1:] = ["doctor", "--data", sys.argv[1]]
+cli.main()
+"""
+
+
+def test_a_package_that_cannot_be_imported_hides_no_other_check(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", BROKEN, str(tmp_path)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    reports = {line[9:19].strip(): line for line in done.stdout.splitlines() if line[:9].strip()}
+    broken = [name for name, line in reports.items() if "(libcublas.so.12: cannot open shared object" in line]
+    assert broken == ["torch", "device", "FFCV"]
+    assert list(reports)[-1] == "data"
+
+
+def test_a_machine_that_says_nothing_of_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> int:
+        raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
+
+    monkeypatch.setattr(doctor, "free_memory", fail)
+    check = found(tmp_path)["memory"]
+    assert (check.is_sound, check.found) == (
+        False,
+        "cannot be used ([Errno 2] No such file or directory: '/proc/meminfo')",
+    )
+
+
+@pytest.mark.parametrize(("is_cached", "start"), [(True, "can be written"), (False, "the streamed loader is compiled")])
+def test_caches_that_cannot_be_written_are_no_problem_but_said(
+    is_cached: bool, start: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gather_numba, "IS_CACHED", is_cached)
+    check = doctor._check_caches()
+    assert check.is_sound
+    assert check.found.startswith(start)
 
 
 def test_a_gpu_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:

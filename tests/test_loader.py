@@ -1,3 +1,6 @@
+import importlib
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -5,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from support.command_line import ENVIRONMENT
 from support.containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
 
 from fastcifar.data.beton import write_beton
 from fastcifar.errors import FastcifarError
+from fastcifar.kernels import gather_numba
+from fastcifar.kernels.gather import gather_augmented
 from fastcifar.pipeline import ffcv_reader as ffcv_stream
-from fastcifar.pipeline.augment import choose_subset, crop_flip_rotate, draw_order, sample_augmentation
+from fastcifar.pipeline.augment import affine_coeffs, choose_subset, crop_flip_rotate, draw_order, sample_augmentation
 from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader, StreamedLoader
 
 CPU = torch.device("cpu")
@@ -87,6 +94,45 @@ def test_a_failing_reader_is_an_error_not_a_hang(tiny_data: Path, monkeypatch: p
     monkeypatch.setattr(ffcv_stream, "augment_into", fail)
     with pytest.raises(FastcifarError, match=r"reading .*train\.beton failed: RuntimeError\('lost the disk'\)"):
         list(loader.epoch(0))
+
+
+def test_numba_may_be_allowed_fewer_threads(tiny_data: Path) -> None:
+    script = f"""
+import numpy as np
+from pathlib import Path
+from fastcifar.pipeline.ffcv_reader import FfcvStream
+stream = FfcvStream(Path({str(tiny_data / "train.beton")!r}), 8, 2)
+batches = stream.epoch(np.arange(40), np.zeros((40, 9), np.int32))
+print(len([0 for _ in batches]), stream._loader.num_workers)
+"""
+    environment = ENVIRONMENT | {"NUMBA_NUM_THREADS": "1"}
+    found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert (found.stdout, found.stderr, found.returncode) == ("5 1\n", "", 0)
+
+
+@pytest.mark.parametrize("fault", ["no folder", "full disk", "damaged"])
+def test_the_numba_kernel_needs_no_cache(
+    fault: str, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise {"full disk": OSError(28, "No space left on device"), "damaged": EOFError("Ran out of input")}[fault]
+
+    if fault == "no folder":
+        monkeypatch.setattr(CompileResultCacheImpl, "_locator_classes", [])
+    else:
+        monkeypatch.setattr(FunctionCache, "load_overload", lambda *_: None)
+        monkeypatch.setattr(FunctionCache, "save_overload" if fault == "full disk" else "load_overload", fail)
+    module = importlib.reload(gather_numba)
+    try:
+        assert not module.IS_CACHED
+        coeffs = affine_coeffs(sample_augmentation(42, 0, torch.arange(NUM_TRAIN), padding=4, max_angle_deg=15))
+        out = np.empty_like(TRAIN_IMAGES)
+        module.augment_into(out, TRAIN_IMAGES, coeffs.numpy())
+        expected = gather_augmented(torch.from_numpy(TRAIN_IMAGES), torch.arange(NUM_TRAIN), coeffs)
+        np.testing.assert_array_equal(out, expected.numpy())
+    finally:
+        monkeypatch.undo()
+        importlib.reload(gather_numba)
 
 
 def test_streaming_keeps_torchs_thread_count(tiny_data: Path) -> None:

@@ -1,8 +1,9 @@
 """The same gather as `gather.gather_augmented`, compiled by numba for the CPU threads of the streamed loader.
 
-Importing this module compiles the kernel once (about two seconds) and later loads it from numba's cache.
+Importing this module compiles the kernel (about two seconds), or loads it from numba's cache where there can be one.
 """
 
+import functools
 from typing import Any
 
 import numba
@@ -12,8 +13,7 @@ from numpy.typing import NDArray
 from fastcifar.data.cifar10 import IMAGE_SIZE
 
 
-@numba.njit("void(uint8[:, :, :, ::1], int32[:, ::1], uint8[:, :, :, ::1])", parallel=True, nogil=True, cache=True)
-def _kernel(images: Any, coeffs: Any, out: Any) -> None:
+def _gather(images: Any, coeffs: Any, out: Any) -> None:
     for image in numba.prange(len(images)):
         a0, a1, a2, a3, a4, a5, top, left, mirror = coeffs[image]
         for y in range(IMAGE_SIZE):
@@ -27,6 +27,17 @@ def _kernel(images: Any, coeffs: Any, out: Any) -> None:
                 else:
                     for channel in range(3):
                         out[image, y, x, channel] = images[image, row, column, channel]
+
+
+_compile = functools.partial(
+    numba.njit, "void(uint8[:, :, :, ::1], int32[:, ::1], uint8[:, :, :, ::1])", parallel=True, nogil=True
+)
+try:
+    _kernel = _compile(cache=True)(_gather)
+    IS_CACHED = True
+except Exception:  # no folder for the cache can be written, the disk is full, or what lies there is damaged
+    _kernel = _compile()(_gather)
+    IS_CACHED = False
 
 
 def augment_into(out: NDArray[np.uint8], images: NDArray[np.uint8], coeffs: NDArray[np.int32]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -27,6 +28,10 @@ with ffcv_side_effects_undone():
     from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.operation import Operation
     from ffcv.pipeline.state import State
+
+
+# numba refuses to use more threads; it reads NUMBA_NUM_THREADS as it is imported.
+_MAX_WORKERS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 
 
 class _Augment(Operation):  # type: ignore[misc]
@@ -74,7 +79,7 @@ class FfcvStream:
     Args:
         path: a file that was validated: FFCV can crash on one that is damaged.
         batch_size: images a batch.
-        num_workers: threads that read and augment, at most the CPUs this process may use.
+        num_workers: threads that read and augment, if numba is allowed as many.
     """
 
     def __init__(self, path: Path, batch_size: int, num_workers: int) -> None:
@@ -83,7 +88,7 @@ class FfcvStream:
             self._loader = Loader(
                 str(path),
                 batch_size=batch_size,
-                num_workers=num_workers,
+                num_workers=min(num_workers, _MAX_WORKERS),
                 os_cache=True,
                 order=OrderOption.SEQUENTIAL,  # never used: `epoch` hands FFCV the order
                 pipelines={"image": [SimpleRGBImageDecoder(), self._augment], "label": [IntDecoder()]},

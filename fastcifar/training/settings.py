@@ -1,6 +1,5 @@
 """A run's settings: what the user chose, and what was chosen for them."""
 
-import os
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from fastcifar.data import cifar10
 from fastcifar.distributed import World, world_from_env
 from fastcifar.errors import ArgumentError, FastcifarError
-from fastcifar.machine import describe_cpu
+from fastcifar.machine import count_cpus, describe_cpu
 from fastcifar.recipes import RECIPES, Recipe
 from fastcifar.results.records import with_present_names
 from fastcifar.training.device import is_bf16_fast, resolve_device
@@ -117,7 +116,7 @@ def resolve_settings(
         precision=("bf16" if is_bf16_fast(target) else "fp32") if precision == "auto" else precision,
         compile=is_cuda and not sync_bn if compile is None else compile,
         loader=loader,
-        num_threads=torch.get_num_threads(),
+        num_threads=_count_threads(),
         num_workers=_count_workers(world),
         num_train_images=num_train,
         num_eval_images=num_eval,
@@ -164,7 +163,7 @@ def restore_settings(config: Any) -> Settings:
         device, num_threads = resolve_device(settings.device), settings.num_threads
     else:
         device = resolve_device(settings.device.split(":")[0], world)
-        num_threads = settings.num_threads if world.size == settings.world_size else torch.get_num_threads()
+        num_threads = settings.num_threads if world.size == settings.world_size else _count_threads()
     return replace(
         settings, device=str(device), num_threads=num_threads, num_workers=_count_workers(world), world_size=world.size
     )
@@ -188,8 +187,13 @@ def _check_types(instance: Any) -> None:
             raise TypeError(field.name)
 
 
+def _count_threads() -> int:
+    """Torch's threads: what it or OMP_NUM_THREADS chose, but no more than a container's share of the CPUs."""
+    return min(torch.get_num_threads(), count_cpus())
+
+
 def _count_workers(world: World) -> int:
-    return max(1, len(os.sched_getaffinity(0)) // world.local_size)  # FFCV refuses more threads than CPUs
+    return max(1, count_cpus() // world.local_size)
 
 
 def _within(name: str, value: int, least: int, most: int, why: str = "") -> int:
