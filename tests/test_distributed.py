@@ -205,14 +205,14 @@ def test_the_batch_size_is_that_of_all_ranks_together(monkeypatch: pytest.Monkey
     settings = resolve_settings(recipe, device="cpu")
     assert (settings.world_size, settings.recipe.global_batch_size) == (8, 128)
     be_rank(monkeypatch, 0, 3)
-    advice = "--batch-size 128, of all processes together, cannot be shared equally by 3 of them: give 126 or 129"
+    advice = "global_batch_size 128 cannot be shared equally by 3 processes: give 126 or 129"
     with pytest.raises(FastcifarError, match=advice):
         resolve_settings(recipe, device="cpu")
-    with pytest.raises(FastcifarError, match=r"shared equally by 3 of them: give 3$"):
+    with pytest.raises(FastcifarError, match=r"shared equally by 3 processes: give 3$"):
         resolve_settings(recipe, device="cpu", global_batch_size=2)
     config = resolve_settings(recipe, device="cpu", global_batch_size=129).as_config()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(FastcifarError, match="shared equally by 2 of them: give 128 or 130"):
+    with pytest.raises(FastcifarError, match="shared equally by 2 processes: give 128 or 130"):
         restore_settings(config)
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert restore_settings(config | {"num_threads": 77}).num_threads == torch.get_num_threads()
@@ -224,15 +224,15 @@ def test_every_rank_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     world = World(rank=7, size=8, local_rank=3, local_size=4)
     assert resolve_device("auto", world) == resolve_device("cuda", world) == torch.device("cuda:3")
     assert resolve_device("cpu", world) == torch.device("cpu")
-    with pytest.raises(FastcifarError, match="--device cuda:1 is one device for 8 processes: give cuda"):
+    with pytest.raises(FastcifarError, match="device cuda:1 is one device for 8 processes: give cuda"):
         resolve_device("cuda:1", world)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(FastcifarError, match="--device for local rank 3 is not there: torch sees 2 CUDA devices"):
+    with pytest.raises(FastcifarError, match="device for local rank 3 is not there: torch sees 2 CUDA devices"):
         resolve_device("auto", world)
 
 
 def test_sync_bn_needs_cuda() -> None:
-    with pytest.raises(FastcifarError, match="--sync-bn needs CUDA devices: torch synchronises batch norm on no"):
+    with pytest.raises(FastcifarError, match="sync_bn needs CUDA devices: torch synchronises batch norm on no"):
         resolve_settings(get_recipe("sgd92"), device="cpu", sync_bn=True)
 
 
