@@ -99,7 +99,13 @@ _TRAINING_OPTIONS = (
     click.option("--compile/--no-compile", default=None, help="torch.compile the step.  [default: on CUDA only]"),
     click.option("--deterministic", is_flag=True, help="The same bits each time on the same machine, on CUDA too."),
     click.option("--sync-bn", is_flag=True, help="Under torchrun: batch norm's statistics over all GPUs."),
-    click.option("--log", type=click.Choice(["tensorboard"]), help="Also log every epoch, into the run directory."),
+    click.option(
+        "--log",
+        "--logger",  # torchrun takes --log for an abbreviation of its own options
+        "log",
+        type=click.Choice(["tensorboard"]),
+        help="Also log every epoch, into the run directory; under torchrun only as --logger.",
+    ),
 )
 
 
