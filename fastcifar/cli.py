@@ -415,7 +415,7 @@ def predict(checkpoint: Path, pictures: tuple[Path, ...], device: str, as_json: 
 
 
 @cli.command(short_help="Write a trained model for use elsewhere.")
-@click.argument("run_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run_dir", metavar="RUN", type=_PATH)
 @click.option(
     "--format",
     "format",
@@ -425,7 +425,7 @@ def predict(checkpoint: Path, pictures: tuple[Path, ...], device: str, as_json: 
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="File to write, for safetensors a folder.  [default: RUN/model.pt2, RUN/model.onnx, RUN/hub]",
 )
 def export(run_dir: Path, format: str, out: Path | None) -> None:  # noqa: A002
