@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from support.containers import TRAIN_IMAGES, TRAIN_LABELS
+from support.tiny_world import tiny_world
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -39,15 +40,18 @@ def test_contenders_train_the_same_network_to_the_same_loss(tmp_path: Path, name
     recipe = dataclasses.replace(get_recipe(name), global_batch_size=len(images), padding=0, max_angle_deg=0.0)
     losses: dict[str, list[float]] = {}
     for contender_name, approach in baselines.CONTENDERS.items():
-        contender = approach.build(recipe, split, tmp_path, CPU, precision="fp32", num_workers=1)
+        with tiny_world():
+            contender = approach.build(recipe, split, tmp_path, CPU, precision="fp32", num_workers=1)
         for _ in range(2):
             for batch in contender.batches():
                 contender.step(*batch)
             losses.setdefault(contender_name, []).append(contender.pop_loss())
     assert len(losses) == 6
-    for trajectory in losses.values():
-        assert trajectory == pytest.approx(losses["published"], rel=0.01)
-    assert losses["published"][0] != pytest.approx(losses["published"][1], rel=0.1)
+    for before, after in losses.values():
+        assert before == pytest.approx(losses["published"][0], rel=1e-4)
+        # Adam makes a full step of a gradient that is no more than rounding.
+        assert after == pytest.approx(losses["published"][1], rel=0.01)
+    assert losses["published"][0] != pytest.approx(losses["published"][1], rel=0.03)
 
 
 def test_resident_eager_augments_like_ours(tiny_data: Path) -> None:

@@ -250,7 +250,7 @@ def test_a_signal_ends_training_cleanly(tiny_data: Path, tmp_path: Path, number:
             if line.startswith("epoch"):
                 process.send_signal(number)
                 break
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=300)
     assert process.returncode == code
     asked, stopped = err.splitlines()
     assert asked == "stopping after this step; once more: at once"

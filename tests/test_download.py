@@ -207,7 +207,7 @@ def test_silent_site_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(download, "OFFICIAL_URL", f"http://127.0.0.1:{port}/")
         began = time.monotonic()
         text = failure("official")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 6  # its own limit is 8 s
     assert "official archive: not reachable (timed out)" in text
 
 

@@ -2,8 +2,8 @@ import importlib
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,7 +70,15 @@ def test_streamed_equals_resident(tiny_data: Path, num_images: int) -> None:
             assert torch.equal(labels, other_labels)
 
 
-def test_leaving_a_streamed_epoch_ends_its_thread_at_once(tmp_path: Path) -> None:
+def test_leaving_a_streamed_epoch_ends_its_thread_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+
+    def augment_into(*arguments: Any) -> None:
+        read.append(1)
+        real(*arguments)
+
+    real = ffcv_stream.augment_into
+    monkeypatch.setattr(ffcv_stream, "augment_into", augment_into)
     num_images = 2000
     images = np.zeros((num_images, 32, 32, 3), np.uint8)
     write_beton(tmp_path / "train.beton", images, np.zeros(num_images, np.uint8))
@@ -80,10 +88,9 @@ def test_leaving_a_streamed_epoch_ends_its_thread_at_once(tmp_path: Path) -> Non
     for epoch in range(5):
         batches = loader.epoch(epoch)
         next(batches)
-        start = time.perf_counter()
         batches.close()
-        assert time.perf_counter() - start < 0.5  # the other 999 batches would take seconds
         assert threading.active_count() == num_threads
+    assert len(read) < 500  # of 5 times 1,000 batches
 
 
 def test_a_failing_reader_is_an_error_not_a_hang(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +107,7 @@ def test_numba_may_be_allowed_fewer_threads(tiny_data: Path) -> None:
     script = f"""
 import numpy as np
 from pathlib import Path
+from typing import Any
 from fastcifar.pipeline.ffcv_reader import FfcvStream
 stream = FfcvStream(Path({str(tiny_data / "train.beton")!r}), 8, 2)
 batches = stream.epoch(np.arange(40), np.zeros((40, 9), np.int32))

@@ -33,7 +33,7 @@ def run(folder: Path, redirections: str, *arguments: str) -> int:
     """The exit code of a program that prints, with its streams as a shell redirects them."""
     command = f'"$@" {redirections}'
     words = ["bash", "-c", command, "bash", sys.executable, "-c", PROGRAM, *arguments]
-    return subprocess.run(words, cwd=folder, env=ENVIRONMENT, check=False, timeout=60).returncode
+    return subprocess.run(words, cwd=folder, env=ENVIRONMENT, check=False, timeout=300).returncode
 
 
 @pytest.mark.parametrize("redirections", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
@@ -65,5 +65,5 @@ def test_a_terminal_that_is_gone(tmp_path: Path) -> None:
     ) as process:
         os.close(theirs)
         os.close(ours)  # writing to the other end fails from now on (EIO)
-        process.communicate(b"\n", timeout=60)
+        process.communicate(b"\n", timeout=300)
     assert process.returncode == 3

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # bash tools/test.sh [OPTIONS OF pytest]: sets everything up, then lint, types and tests, up to the first that fails.
-# Two tests run at a time, whose threads do not spin while they wait for each other; -n 0 runs one.
+# Two tests run at a time, each on half of the CPUs, with threads that do not spin while they wait; -n 0 runs one.
 # Without options it runs what needs neither a GPU, nor the network, nor minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/bootstrap.sh
 .venv/bin/ruff check
+.venv/bin/ruff format --check
 .venv/bin/mypy
 OMP_WAIT_POLICY=PASSIVE exec .venv/bin/pytest -n 2 "$@"

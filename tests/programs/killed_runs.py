@@ -120,5 +120,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with tiny_world():
+    with tiny_world(has_charts=True):
         main()
