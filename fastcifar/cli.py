@@ -175,6 +175,7 @@ def train(
     elif recipe_name is None:
         raise click.UsageError(f"Missing option '--recipe'. Choose from: {', '.join(RECIPES)}")
     from fastcifar.distributed import launcher_hint, world_from_env
+    from fastcifar.results.records import LAST_FILE
     from fastcifar.terminal import RunView
 
     is_main = world_from_env().is_main
@@ -188,6 +189,7 @@ def train(
 
         callback = _with_logger(console, log)
         if run_dir is not None:
+            run_dir = run_dir.parent if run_dir.name == LAST_FILE and run_dir.is_file() else run_dir
             settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, callback)
         else:
             settings = resolve_settings(get_recipe(recipe_name or ""), **choices)
@@ -351,8 +353,15 @@ def _given_on_the_command_line() -> list[str]:
 @click.option("--augmented", is_flag=True, help="On augmented images, as the published accuracies very likely are.")
 @click.option("--tta", is_flag=True, help="Mean of each image and its mirror image (test-time augmentation).")
 @click.option("--images", "num_images", type=click.IntRange(1, 5000), help="Of each half, as --eval-images chooses.")
-@click.option("--data", "data_dir", type=_PATH, default="data", show_default=True)
+@click.option("--data", "data_dir", type=_PATH, help="Prepared data.  [default: data, or what the run was trained on]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "bf16", "fp32"]),
+    default="auto",
+    show_default=True,
+    help="auto is the run's own, unless that is bf16 and slow here.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     checkpoint: Path,
@@ -360,8 +369,9 @@ def evaluate(
     augmented: bool,
     tta: bool,
     num_images: int | None,
-    data_dir: Path,
+    data_dir: Path | None,
     device: str,
+    precision: str,
     as_json: bool,
 ) -> None:
     """Measure a trained model: accuracy with its 95% interval, scores of each class, what it confuses.
@@ -373,7 +383,11 @@ def evaluate(
     from fastcifar.inference.classifier import evaluate_split, load_classifier
     from fastcifar.terminal import show_evaluation
 
-    classifier = load_classifier(checkpoint, device)
+    classifier = load_classifier(checkpoint, device, precision)
+    if data_dir is None:
+        data_dir, note = _find_data(classifier.data_dir)
+        _show_notes([note] if note else [])
+    _show_notes(classifier.notes)
     evaluation = evaluate_split(classifier, data_dir, split, augmented=augmented, mirror_tta=tta, num_images=num_images)
     if as_json:
         click.echo(json.dumps(evaluation, indent=2))
@@ -381,10 +395,36 @@ def evaluate(
         show_evaluation(evaluation)
 
 
+def _find_data(recorded: Path | None) -> tuple[Path, str]:
+    """The data to evaluate on where --data names none, and a line on it where it is not the usual folder."""
+    from fastcifar.data.folder import is_prepared
+
+    usual = Path("data")
+    if recorded is None or is_prepared(usual):
+        return usual, ""
+    if is_prepared(recorded):
+        return recorded, f"on {recorded}, the data of its run; --data names another folder"
+    raise ArgumentError(
+        "data_dir", f"is needed: neither {usual.absolute()} nor {recorded}, where its run had it, has data"
+    )
+
+
+def _show_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        click.echo(f"note: {one_line(note)}", err=True)
+
+
 @cli.command(short_help="What a trained model sees in pictures.")
 @click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=_PATH)
 @click.argument("pictures", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=_PATH)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
+@click.option(
+    "--precision",
+    type=click.Choice(["auto", "bf16", "fp32"]),
+    default="auto",
+    show_default=True,
+    help="auto is the run's own, unless that is bf16 and slow here.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--picture",
@@ -392,26 +432,45 @@ def evaluate(
     metavar="OUT.png|OUT.svg",
     help="Draw them, too: each picture beside its probabilities.",
 )
-def predict(checkpoint: Path, pictures: tuple[Path, ...], device: str, as_json: bool, picture: Path | None) -> None:
-    """Classify pictures of any size: the three likeliest of CIFAR-10's classes for each."""
+@click.option("--recursive", "-r", is_flag=True, help="Search the folders' sub-folders, too.")
+def predict(
+    checkpoint: Path,
+    pictures: tuple[Path, ...],
+    device: str,
+    precision: str,
+    as_json: bool,
+    picture: Path | None,
+    recursive: bool,
+) -> None:
+    """Classify pictures of any size: the three likeliest of CIFAR-10's classes for each.
+
+    Exit code 1 says that some of them cannot be read, 2 that none can.
+    """
     from fastcifar.inference.pictures import find_pictures
 
-    files = find_pictures(list(pictures))
+    files = find_pictures(list(pictures), recursive=recursive)
     if picture is not None:
         from fastcifar.inference.grid import check_grid, write_grid
 
         check_grid(picture, files)
-    from fastcifar.inference.classifier import load_classifier, predict_pictures
+    from fastcifar.inference.classifier import classify_pictures, load_classifier
     from fastcifar.terminal import show_predictions
 
-    classifier = load_classifier(checkpoint, device)
-    predictions = predict_pictures(classifier, files)
-    if picture is not None:
-        write_grid(picture, predictions, title=classifier.describe())
+    classifier = load_classifier(checkpoint, device, precision)
+    predictions, images = classify_pictures(classifier, files)
+    _show_notes([*classifier.notes, *(row["note"] for row in predictions if "note" in row)])
+    for row in predictions:
+        if "error" in row:
+            click.echo(f"Error: {one_line(row['error'])}", err=True)
+    readable = [row for row in predictions if "error" not in row]
+    if picture is not None and readable:
+        write_grid(picture, images, readable, title=classifier.describe())
     if as_json:
         click.echo(json.dumps(predictions, indent=2))
-    else:
-        show_predictions(predictions)
+    elif readable:
+        show_predictions(readable)
+    if len(readable) < len(predictions):
+        click.get_current_context().exit(1 if readable else 2)
 
 
 @cli.command(short_help="Write a trained model for use elsewhere.")

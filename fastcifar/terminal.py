@@ -256,7 +256,10 @@ def show_evaluation(evaluation: dict[str, Any]) -> None:
     out = plain_console()
     low, high = evaluation["interval_95"]
     how = "augmented" if evaluation["augmented"] else "clean, mirror TTA" if evaluation["mirror_tta"] else "clean"
-    out.print(f"{one_line(evaluation['checkpoint'])}: {evaluation['recipe']}, {evaluation['num_epochs']} epochs")
+    how_long = (
+        f", {evaluation['num_epochs']} epochs" if evaluation["num_epochs"] else ""
+    )  # of plain weights nobody knows
+    out.print(f"{one_line(evaluation['checkpoint'])}: {evaluation['recipe']}{how_long}")
     _print_text(
         out,
         f"accuracy {evaluation['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), loss {evaluation['loss']:.4f},"

@@ -1,6 +1,8 @@
 import json
+import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from support.training_runs import Listener, run
 
 from fastcifar.data import cifar10
 from fastcifar.errors import FastcifarError, Interrupted
+from fastcifar.inference import classifier as classifier_module
 from fastcifar.inference.classifier import Classifier, evaluate_split, load_classifier, predict_pictures
 from fastcifar.results.records import read_predictions
 from fastcifar.results.run_dir import interrupted_run_dir, list_runs
@@ -30,9 +33,10 @@ def trained_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def trained(
-    trained_template: tuple[Path, dict[str, Any]], tiny_data: Path, tmp_path: Path
+    trained_template: tuple[Path, dict[str, Any]], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Path, dict[str, Any]]:
     template, results = trained_template
+    monkeypatch.setattr(classifier_module, "is_bf16_fast", lambda _: True)  # so that its own precision is taken
     return Path(shutil.copytree(template, tmp_path / "run")), results
 
 
@@ -139,6 +143,146 @@ def test_the_commands(
     assert (code, out, err) == (2, "", "Error: --picture must end in .png or .svg, not 'grid.gif'\n")
     code, _, err = call(monkeypatch, capsys, "predict", "run", "run/config.json")
     assert (code, err) == (2, "Error: cannot read run/config.json: not a picture, or damaged\n")
+
+
+def test_the_precision_is_chosen_for_the_machine(
+    trained: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.from_numpy(TEST_IMAGES)
+    fp32 = load_classifier(trained[0], precision="fp32")
+    bf16 = load_classifier(trained[0])
+    assert (fp32.settings.precision, bf16.settings.precision, bf16.notes) == ("fp32", "bf16", ())
+    assert not torch.equal(fp32.logits(images), bf16.logits(images))
+    monkeypatch.setattr(classifier_module, "is_bf16_fast", lambda _: False)
+    chosen = load_classifier(trained[0])
+    assert torch.equal(chosen.logits(images), fp32.logits(images))
+    note = "computed in fp32, because bf16 is slow here; --precision bf16 gives the run's own figures"
+    assert chosen.notes == (note,)
+    assert torch.equal(load_classifier(trained[0], precision="bf16").logits(images), bf16.logits(images))
+
+
+def test_the_data_is_found_where_the_run_had_it(
+    tiny_data: Path,
+    trained: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_dir, _ = trained
+    recorded = load_checkpoint(run_dir / "best.pt")["data_dir"]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, err = call(monkeypatch, capsys, "evaluate", str(run_dir), "--json")
+    assert (code, err) == (0, f"note: on {recorded}, the data of its run; --data names another folder\n")
+    assert call(monkeypatch, capsys, "evaluate", str(run_dir), "--json", "--data", str(tiny_data)) == (0, out, "")
+    for name in ("best.pt", "last.pt"):
+        content = load_checkpoint(run_dir / name)
+        save_checkpoint(run_dir / name, content | {"data_dir": "/gone/data"})
+    (run_dir / "results.json").unlink()
+    code, _, err = call(monkeypatch, capsys, "evaluate", str(run_dir))
+    here = tmp_path / "elsewhere" / "data"
+    problem = f"neither {here} nor /gone/data, where its run had it, has data"
+    assert (code, err) == (2, f"Error: --data is needed: {problem}\n")
+    code, _, err = call(monkeypatch, capsys, "train", "--resume", str(run_dir / "last.pt"))
+    assert (code, err) == (2, "Error: --data /gone/data is not there any more: name the new place of the run's data\n")
+    code, out, err = call(
+        monkeypatch, capsys, "train", "--resume", str(run_dir / "last.pt"), "--data", str(tiny_data), "--quiet"
+    )
+    assert (code, out, err) == (0, f"{run_dir}\n", "")
+    assert (run_dir / "results.json").exists()
+
+
+def test_good_pictures_are_classified_in_spite_of_bad_ones(
+    trained: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p" / "cat").mkdir(parents=True)
+    for name in ("a.png", "c.png", "cat/d.png"):
+        Image.fromarray(TEST_IMAGES[0]).save(tmp_path / "p" / name)
+    Path("p/b.png").write_bytes(Path("p/a.png").read_bytes()[:200])
+    os.mkfifo("p/pipe.png")
+    code, out, err = call(monkeypatch, capsys, "predict", "run", "p", "none.png", "--picture", "grid.svg")
+    bad = ["cannot read p/b.png: not a picture, or damaged", "cannot read none.png: No such file or directory"]
+    assert (code, err.splitlines()) == (1, [f"Error: {line}" for line in bad])
+    assert [line.split()[0] for line in out.splitlines()] == ["picture", "p/a.png", "p/c.png"]
+    assert 'id="picture-1"' in Path("grid.svg").read_text()
+    code, out, _ = call(monkeypatch, capsys, "predict", "run", "p", "none.png", "--json")
+    rows = json.loads(out)
+    assert [(row["path"], len(row["top"]), row.get("error", "")) for row in rows] == [
+        ("p/a.png", 3, ""),
+        ("p/b.png", 0, bad[0]),
+        ("p/c.png", 3, ""),
+        ("none.png", 0, bad[1]),
+    ]
+    assert rows[0]["top"] == rows[2]["top"]
+    code, out, err = call(monkeypatch, capsys, "predict", "run", "p/b.png", "p/pipe.png")
+    assert (code, out) == (2, "")
+    assert err.splitlines() == [f"Error: {bad[0]}", "Error: cannot read p/pipe.png: it is not a regular file"]
+    code, out, _ = call(monkeypatch, capsys, "predict", "run", "p", "--recursive", "--json")
+    assert [row["path"] for row in json.loads(out)] == ["p/a.png", "p/b.png", "p/c.png", "p/cat/d.png"]
+    Image.fromarray(np.full((40, 40), 200, np.int32)).save("grey.tif")
+    code, out, err = call(monkeypatch, capsys, "predict", "run", "grey.tif", "--json")
+    note = "grey.tif does not say its range of values: 0..255 is assumed (its greatest is 200)"
+    assert (code, err, json.loads(out)[0]["note"]) == (0, f"note: {note}\n", note)
+
+
+WRAPPERS: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, Any]]] = {
+    "the published model's": lambda state: state,
+    "torchvision's": lambda state: {name.removeprefix("backbone."): value for name, value in state.items()},
+    "data parallel": lambda state: {f"module.{name}": value for name, value in state.items()},
+    "compiled, data parallel": lambda state: {f"_orig_mod.module.{name}": value for name, value in state.items()},
+    "net": lambda state: {"net": {f"module.{name}": value for name, value in state.items()}, "acc": 95.1, "epoch": 3},
+    "Lightning": lambda state: {"state_dict": {f"model.{name}": value for name, value in state.items()}, "epoch": 3},
+    "model": lambda state: {"model": state, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}},
+    "half": lambda state: {name: value.half() for name, value in state.items()},
+    "old": lambda state: {name: value for name, value in state.items() if "num_batches" not in name},
+}
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_plain_weights(kind: str, trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    ours = load_classifier(trained[0], precision="fp32")
+    path = tmp_path / "weights.pt"
+    torch.save(WRAPPERS[kind](ours.model.state_dict()), path)
+    plain = load_classifier(path, precision="fp32")
+    note = f"{path} does not say how its images were normalised: mean 0.5 and deviation 0.5 are assumed"
+    assert (plain.notes, plain.mean.tolist(), plain.std.tolist()) == ((note,), [0.5] * 3, [0.5] * 3)
+    assert plain.describe() == f"{path}: plain-weights"
+    images = torch.from_numpy(TEST_IMAGES)
+    torch.testing.assert_close(plain.logits(images), ours.logits(images), rtol=0, atol=0 if kind != "half" else 0.05)
+
+
+def test_weights_of_other_networks(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    state = load_classifier(trained[0]).model.state_dict()
+    imagenet = {name.removeprefix("backbone."): value for name, value in state.items()}
+    imagenet |= {
+        "conv1.weight": torch.zeros(64, 3, 7, 7),
+        "fc.weight": torch.zeros(1000, 512),
+        "fc.bias": torch.zeros(9),
+    }
+    torch.save(imagenet, path)
+    with pytest.raises(
+        FastcifarError, match=r"holds a ResNet-18 for ImageNet \(7x7 first convolution, 1,000 classes\)"
+    ):
+        load_classifier(path)
+    torch.save(state | {"backbone.fc.bias": torch.zeros(100)}, path)
+    with pytest.raises(FastcifarError, match=r"not hold torchvision's ResNet-18 for CIFAR-10: see backbone\.fc\.bias"):
+        load_classifier(path)
+    torch.save({"linear.weight": torch.zeros(3)}, path)
+    with pytest.raises(FastcifarError, match="does not hold torchvision's ResNet-18 for CIFAR-10: see backbone"):
+        load_classifier(path)
+    torch.save({"model": Path("a class")}, path)  # which a file of tensors has no need of
+    with pytest.raises(FastcifarError, match="is damaged, or not a fastcifar checkpoint"):
+        load_classifier(path)
+    damaged = bytearray((trained[0] / "best.pt").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(FastcifarError, match="is damaged, or not a fastcifar checkpoint"):
+        load_classifier(path)
 
 
 def test_runs_are_listed(

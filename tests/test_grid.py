@@ -63,7 +63,7 @@ def test_the_ending_chooses_the_kind_of_file(tmp_path: Path) -> None:
     predictions = [{"path": str(tmp_path / "x.png"), "top": TOP}]
     for name in ("new/out.png", "new/out.SVG"):
         check_grid(tmp_path / name, [tmp_path / "x.png"])
-        write_grid(tmp_path / name, predictions, title="r")
+        write_grid(tmp_path / name, [TEST_IMAGES[0]], predictions, title="r")
     with Image.open(tmp_path / "new" / "out.png") as picture:
         assert picture.size == (1600, 504)
     svg = (tmp_path / "new" / "out.SVG").read_text()

@@ -1,24 +1,27 @@
 """A trained model taken from a run or a checkpoint, to be used on images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fastcifar.data import cifar10
-from fastcifar.data.cifar10 import CLASSES
+from fastcifar.data.cifar10 import CLASSES, Images
 from fastcifar.data.folder import load_val_and_test
 from fastcifar.errors import FastcifarError
 from fastcifar.inference.pictures import find_pictures, load_picture
+from fastcifar.inference.weights import load_plain_weights
+from fastcifar.recipes import get_recipe
 from fastcifar.results.metrics import class_scores, confusion_matrix, top_confusions, wilson_interval
 from fastcifar.results.records import BEST_FILE
 from fastcifar.training.checkpoint import load_checkpoint
-from fastcifar.training.device import resolve_device
+from fastcifar.training.device import is_bf16_fast, resolve_device
 from fastcifar.training.evaluate import EvalSet, compute_logits, loss_and_accuracy
 from fastcifar.training.model import ResNet18
-from fastcifar.training.settings import Settings, parse_settings
+from fastcifar.training.settings import Settings, parse_settings, resolve_settings
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,9 @@ class Classifier:
         mean: `(3,)` float32 of the normalisation.
         std: `(3,)` float32 likewise.
         settings: of the run that trained it.
-        num_epochs: that it was trained for.
+        num_epochs: that it was trained for; 0 where nobody knows.
+        data_dir: where the run had its data; None where nobody knows.
+        notes: what was assumed or chosen about it, a line each.
     """
 
     path: Path
@@ -40,9 +45,13 @@ class Classifier:
     std: Tensor
     settings: Settings
     num_epochs: int
+    data_dir: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Which model it is, on one line."""
+        if not self.num_epochs:
+            return f"{self.path}: {self.settings.recipe.name}"
         plural = "" if self.num_epochs == 1 else "s"
         return f"{self.path}: {self.settings.recipe.name}, {self.num_epochs} epoch{plural}"
 
@@ -73,16 +82,32 @@ class Classifier:
         )
 
 
-def load_classifier(path: Path, device: str = "auto") -> Classifier:
+def load_classifier(path: Path, device: str = "auto", precision: str = "auto") -> Classifier:
     """Load a model.
 
     Args:
-        path: a checkpoint, a run directory for its `best.pt`, or what `export` wrote as safetensors or ONNX.
+        path: a checkpoint, or a run directory for its `best.pt`; weights as safetensors, ONNX, or a plain state dict.
         device: as for training.
+        precision: "bf16" or "fp32"; "auto" is what it was trained in, unless that is bf16 and slow on the device.
 
     Raises:
-        FastcifarError: it cannot be read, is damaged, or is no checkpoint of a run.
+        FastcifarError: it cannot be read, is damaged, or holds no weights of this network.
     """
+    classifier = _load(path, device)
+    if not isinstance(classifier.model, ResNet18):
+        return classifier  # another program runs it
+    trained_in = classifier.settings.precision
+    if precision == "auto":
+        is_slow = trained_in == "bf16" and not is_bf16_fast(classifier.mean.device)
+        precision = "fp32" if is_slow else trained_in
+        if is_slow:
+            note = "computed in fp32, because bf16 is slow here; --precision bf16 gives the run's own figures"
+            classifier = replace(classifier, notes=(*classifier.notes, note))
+    return replace(classifier, settings=replace(classifier.settings, precision=precision))
+
+
+def _load(path: Path, device: str) -> Classifier:
+    """Load a model with its run's own precision."""
     from fastcifar.inference.exported import SUFFIXES, WEIGHTS_FILE, load_exported  # which imports this module
 
     if (path / WEIGHTS_FILE).exists():
@@ -93,8 +118,10 @@ def load_classifier(path: Path, device: str = "auto") -> Classifier:
         if not (path / BEST_FILE).exists():
             raise FastcifarError(f"{path} holds no {BEST_FILE}: no epoch of a run was finished there")
         path /= BEST_FILE
-    content = load_checkpoint(path)
     where = resolve_device(device)
+    if (weights := load_plain_weights(path)) is not None:
+        return _classifier_of(path, weights, where)
+    content = load_checkpoint(path)
     try:
         settings = parse_settings(content["settings"])
         model = ResNet18()
@@ -111,6 +138,24 @@ def load_classifier(path: Path, device: str = "auto") -> Classifier:
         std=torch.tensor(settings.recipe.std, device=where),
         settings=settings,
         num_epochs=int(num_epochs),
+        data_dir=Path(content["data_dir"]) if isinstance(content.get("data_dir"), str) else None,
+    )
+
+
+def _classifier_of(path: Path, weights: dict[str, Tensor], where: torch.device) -> Classifier:
+    """A model of weights that come without settings."""
+    model = ResNet18()
+    model.load_state_dict(weights)
+    half = (0.5, 0.5, 0.5)
+    recipe = replace(get_recipe("sgd92"), name="plain-weights", mean=half, std=half)
+    return Classifier(
+        path=path,
+        model=model.to(memory_format=torch.channels_last).to(where).eval(),
+        mean=torch.tensor(half, device=where),
+        std=torch.tensor(half, device=where),
+        settings=resolve_settings(recipe, global_batch_size=1, device=str(where)),
+        num_epochs=0,
+        notes=(f"{path} does not say how its images were normalised: mean 0.5 and deviation 0.5 are assumed",),
     )
 
 
@@ -171,29 +216,48 @@ def evaluate_split(
     }
 
 
-def predict_pictures(classifier: Classifier, paths: list[Path], num_classes: int = 3) -> list[dict[str, Any]]:
-    """The likeliest classes of picture files.
+def predict_pictures(
+    classifier: Classifier, paths: list[Path], num_classes: int = 3, *, recursive: bool = False
+) -> list[dict[str, Any]]:
+    """Find the likeliest classes of picture files.
 
     Args:
         classifier: the model.
         paths: of pictures, or of folders of them.
         num_classes: how many for each, likeliest first.
+        recursive: whether the folders' sub-folders are searched, too.
 
     Returns:
-        For each picture its `path`, and under `top` a list of `class` and `probability`.
+        For each file its `path`, and under `top` a list of `class` and `probability`; of one that cannot be read the
+        list is empty and `error` says why. A `note` says what was assumed about a file.
 
     Raises:
-        FastcifarError: one cannot be read; nothing is returned then.
+        FastcifarError: a folder holds no pictures, or cannot be read.
     """
-    files = find_pictures(paths)
-    images = torch.stack([torch.from_numpy(load_picture(file).copy()) for file in files])
-    found = classifier.logits(images).softmax(1).topk(num_classes)
-    return [
-        {
-            "path": str(file),
-            "top": [
+    return classify_pictures(classifier, find_pictures(paths, recursive=recursive), num_classes)[0]
+
+
+def classify_pictures(
+    classifier: Classifier, files: list[Path], num_classes: int = 3
+) -> tuple[list[dict[str, Any]], list[Images]]:
+    """Do the same for files, each of which is read once; also returns the images of those that can be read."""
+    pictures, errors = {}, {}
+    for position, file in enumerate(files):
+        try:
+            pictures[position] = load_picture(file)
+        except FastcifarError as error:
+            errors[position] = str(error)
+    images = [picture.image for picture in pictures.values()]
+    rows: list[dict[str, Any]] = [{"path": str(file), "top": []} for file in files]
+    for position, reason in errors.items():
+        rows[position]["error"] = reason
+    for position, picture in pictures.items():
+        if picture.note:
+            rows[position]["note"] = picture.note
+    if images:
+        found = classifier.logits(torch.from_numpy(np.stack(images))).softmax(1).topk(num_classes)
+        for position, *row in zip(pictures, found.values.tolist(), found.indices.tolist(), strict=True):
+            rows[position]["top"] = [
                 {"class": CLASSES[label], "probability": probability} for probability, label in zip(*row, strict=True)
-            ],
-        }
-        for file, *row in zip(files, found.values.tolist(), found.indices.tolist(), strict=True)
-    ]
+            ]
+    return rows, images

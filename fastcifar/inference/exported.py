@@ -133,7 +133,7 @@ def load_onnx(path: Path, device: str) -> Classifier:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OnnxClassifier(Classifier):
     """A model that onnxruntime runs on the CPU.
 

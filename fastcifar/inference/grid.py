@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from fastcifar.data.cifar10 import Images
 from fastcifar.errors import ArgumentError, one_line
 from fastcifar.files import replacing
-from fastcifar.inference.pictures import load_picture
 from fastcifar.results.style import (
     BLUE,
     GRID,
@@ -46,19 +45,19 @@ def check_grid(path: Path, pictures: Sequence[Path]) -> None:
         raise ArgumentError("picture", f"would replace {path}, which is to be classified: give another name")
 
 
-def write_grid(path: Path, predictions: Sequence[dict[str, Any]], *, title: str) -> None:
+def write_grid(path: Path, images: Sequence[Images], predictions: Sequence[dict[str, Any]], *, title: str) -> None:
     """Draw pictures and their predictions into a file.
 
     Args:
         path: to write, `.png` or `.svg`; replaced atomically.
-        predictions: as `classifier.predict_pictures` gives them.
+        images: see `draw_grid`.
+        predictions: see `draw_grid`.
         title: which model it was.
 
     Raises:
-        FastcifarError: it cannot be written, or a picture cannot be read any more.
+        FastcifarError: it cannot be written.
     """
-    figure = draw_grid([load_picture(Path(row["path"])) for row in predictions], predictions, title=title)
-    content = _RENDER[path.suffix.lower()](figure)
+    content = _RENDER[path.suffix.lower()](draw_grid(images, predictions, title=title))
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 

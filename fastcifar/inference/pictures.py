@@ -1,63 +1,107 @@
 """Any picture file as an image that the model takes: 32x32 RGB."""
 
 import contextlib
+import io
+import os
+import stat
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from fastcifar.data.cifar10 import IMAGE_SIZE, Images
 from fastcifar.errors import FastcifarError
 
 _MAX_PIXELS = 100_000_000  # 300 MB as RGB
+_MAX_PIPED_BYTES = 1 << 30
 # What cameras, phones and browsers make, as Pillow calls it. Of the rest some would start other programs.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+# Where a shell's pipes have names; a pipe that lies elsewhere may have nobody at its other end.
+_PIPE_NAMES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+_HIDDEN_FOLDERS = ("__MACOSX", "@eaDir")  # a Mac's and a Synology's sidecar files
+# TIFF 6.0's tags.
+_BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 281, 339
 
 
-def find_pictures(paths: list[Path]) -> list[Path]:
-    """The files named, and in the place of a folder the picture files directly in it, by name.
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture as the model gets it.
+
+    Attributes:
+        image: `(32, 32, 3)` uint8.
+        note: what was assumed about the file, in a line; empty where nothing was.
+    """
+
+    image: Images
+    note: str = ""
+
+
+def find_pictures(paths: list[Path], *, recursive: bool = False) -> list[Path]:
+    """The files named, and in the place of a folder the picture files in it, by name.
+
+    Hidden files are left out, and so are the sidecar files that some systems make.
+
+    Args:
+        paths: of files and folders.
+        recursive: whether a folder's sub-folders are searched, too.
 
     Raises:
         FastcifarError: a folder holds none, or cannot be read.
     """
     found = []
     for path in paths:
-        if not path.is_dir():
-            found.append(path)
-            continue
-        known = {extension for extension, kind in Image.registered_extensions().items() if kind in _FORMATS}
-        try:
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in known and file.is_file())
-        except OSError as error:
-            raise FastcifarError(f"cannot read {path}: {error.strerror}") from error
+        files = _pictures_in(path, recursive=recursive) if path.is_dir() else [path]
         if not files:
-            raise FastcifarError(f"{path} holds no picture files")
+            is_deeper = not recursive and _pictures_in(path, recursive=True)
+            hint = "; its sub-folders do: search them with --recursive" if is_deeper else ""
+            raise FastcifarError(f"{path} holds no picture files{hint}")
         found += files
     return found
 
 
-def load_picture(path: Path) -> Images:
+def _pictures_in(folder: Path, *, recursive: bool) -> list[Path]:
+    known = {extension for extension, kind in Image.registered_extensions().items() if kind in _FORMATS}
+    found: list[Path] = []
+
+    def fail(error: OSError) -> None:
+        raise FastcifarError(f"cannot read {error.filename or folder}: {error.strerror}") from error
+
+    for top, folders, names in os.walk(folder, onerror=fail):
+        shown = [name for name in folders if not name.startswith(".") and name not in _HIDDEN_FOLDERS]
+        folders[:] = sorted(shown) if recursive else []
+        files = [Path(top) / name for name in sorted(names) if not name.startswith(".")]
+        found += [file for file in files if file.suffix.lower() in known and file.is_file()]
+    return found
+
+
+def load_picture(path: Path) -> Picture:
     """Read a picture of any size and mode: turned upright, on white, its middle square scaled to 32x32.
 
     The first frame of one that moves. One that is 32x32 RGB already is taken as it is.
 
-    Returns:
-        `(32, 32, 3)` uint8.
-
     Raises:
-        FastcifarError: it cannot be read, is no picture, or is too large.
+        FastcifarError: it cannot be read, is no picture, is too large, or its values have no known range.
     """
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]  # AVIF, say, need not be compiled in
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=formats) as file:
+        with (
+            warnings.catch_warnings(action="ignore"),
+            _open(path) as content,
+            Image.open(content, formats=formats) as file,
+        ):
             if file.width * file.height > _MAX_PIXELS:
                 raise FastcifarError(f"{path} is too large: {file.width:,} x {file.height:,} pixels")
             file.load()
             with contextlib.suppress(Exception):  # a damaged EXIF block does not spoil the pixels
                 ImageOps.exif_transpose(file, in_place=True)
-            return np.asarray(_as_rgb(file))
+            if file.mode in ("I", "F") or file.mode.startswith("I;16"):
+                return _scaled(path, file, content)
+            return Picture(np.asarray(_as_rgb(file)))
     except FastcifarError:
         raise
     except Image.DecompressionBombError as error:
@@ -65,18 +109,84 @@ def load_picture(path: Path) -> Images:
     except OSError as error:
         reason = error.strerror or "not a picture, or damaged"
         raise FastcifarError(f"cannot read {path}: {reason}") from error
-    except Exception as error:  # a damaged file makes its parser raise almost anything
+    except Exception as error:  # a damaged file raises whatever its parser meets
         raise FastcifarError(f"cannot read {path}: not a picture, or damaged") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open a file that can be searched; what a shell pipes in is read to its end first.
+
+    Raises:
+        FastcifarError: it is a named pipe, a device or a socket, from which nothing might ever come.
+    """
+    mode = path.stat().st_mode
+    if stat.S_ISREG(mode):
+        return path.open("rb")
+    if stat.S_ISDIR(mode):
+        raise FastcifarError(f"cannot read {path}: it is a folder")
+    if not (stat.S_ISFIFO(mode) and str(path).startswith(_PIPE_NAMES)):
+        raise FastcifarError(f"cannot read {path}: it is not a regular file")
+    with path.open("rb") as pipe:
+        content = pipe.read(_MAX_PIPED_BYTES + 1)
+    if len(content) > _MAX_PIPED_BYTES:
+        raise FastcifarError(f"{path} is too large: more than {_MAX_PIPED_BYTES:,} bytes")
+    return io.BytesIO(content)
+
+
+def _scaled(path: Path, picture: Image.Image, content: IO[bytes]) -> Picture:
+    """A grey picture of more than 8 bits, or of floats, with its range of values as black to white."""
+    if picture.mode == "F":  # of unknown range; what is no number is black
+        values = np.nan_to_num(np.array(picture, np.float32), copy=False, nan=0, posinf=0, neginf=0)
+        white, note = max(float(values.max()), 1e-9), ""
+    else:
+        integers = np.array(picture, np.int32)
+        white, note = _white(path, picture, content, int(integers.min()), int(integers.max()))
+        values = integers.astype(np.float32)
+    shrunk = np.asarray(_shrink(Image.fromarray(values)))
+    grey = Image.fromarray(np.clip(shrunk * (255 / white), 0, 255).round().astype(np.uint8))
+    return Picture(np.asarray(grey.convert("RGB")), note)
+
+
+def _white(path: Path, picture: Image.Image, content: IO[bytes], least: int, most: int) -> tuple[int, str]:
+    """The value that stands for white, and where it is a guess, a line that says so.
+
+    What the file states comes first, unless its own values exceed it; then the full range of 16 bits. 32 bits are more
+    than any camera has, so their range is the smallest usual one that holds the values.
+    """
+    if least < 0:
+        raise FastcifarError(f"{path} has negative values (down to {least:,}): scale it to 0..65,535")
+    stated, num_bits = None, 16
+    if isinstance(picture, TiffImageFile):
+        num_bits = int(picture.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0])
+        is_signed = 2 in picture.tag_v2.get(_SAMPLE_FORMAT, (1,))
+        stated = picture.tag_v2.get(_MAX_SAMPLE_VALUE, (None,))[0]
+        if stated is None and num_bits <= 16:
+            stated = 2 ** (num_bits - is_signed) - 1
+    elif picture.format == "PNG" and (num_significant_bits := _png_significant_bits(content)) is not None:
+        stated = 2**num_significant_bits - 1
+    if stated is not None and stated > 0 and most <= stated:
+        return int(stated), ""
+    if num_bits <= 16:  # Pillow scales what a PPM or a JPEG 2000 states to this range
+        return 65535, ""
+    white = next((top for top in (255, 4095, 65535) if most <= top), None)
+    if white is None:
+        raise FastcifarError(f"{path} has values up to {most:,}, of no known range: scale it to 0..65,535")
+    return white, f"{path} does not say its range of values: 0..{white:,} is assumed (its greatest is {most:,})"
+
+
+def _png_significant_bits(content: IO[bytes]) -> int | None:
+    """What a PNG's sBIT chunk says of its first channel; it precedes the pixels."""
+    content.seek(8)
+    while len(head := content.read(8)) == 8 and head[4:] != b"IDAT":
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"sBIT" and 1 <= length <= 4:
+            return content.read(1)[0]
+        content.seek(length + 4, io.SEEK_CUR)  # and its checksum
+    return None
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
     """The middle square in 32x32 RGB, on white."""
-    if picture.mode in ("I", "F") or picture.mode.startswith("I;16"):
-        # 16 bits a pixel, or of unknown range; what is no number is black.
-        values = np.nan_to_num(np.array(picture, np.float32), copy=False, nan=0, posinf=0, neginf=0)
-        top = max(float(values.max()), 65535.0 if picture.mode != "F" else 1e-9)
-        shrunk = np.asarray(_shrink(Image.fromarray(values)))
-        return Image.fromarray(np.clip(shrunk * (255 / top), 0, 255).round().astype(np.uint8)).convert("RGB")
     if picture.has_transparency_data:
         rgba = _shrink(picture.convert("RGBA"))  # Pillow weighs colours by their opacity here
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

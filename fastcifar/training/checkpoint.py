@@ -82,11 +82,21 @@ def is_state(model: Any) -> bool:
     )
 
 
+def is_sealed(file_content: bytes) -> bool:
+    """Whether it looks like a file of `save_checkpoint`, be it damaged: its zip comment is as long as a digest."""
+    return file_content[-_DIGEST_CHARS - 2 : -_DIGEST_CHARS] == _DIGEST_CHARS.to_bytes(2, "little")
+
+
 def _check(file_content: bytes) -> None:
-    """Raise ValueError, or what a parser raises, unless this is a checkpoint of ours that torch may read."""
+    """Raise ValueError, or whatever a parser does, unless these are bytes of ours that torch may read."""
     content, digest = file_content[:-_DIGEST_CHARS], file_content[-_DIGEST_CHARS:]
     if hashlib.sha256(content).hexdigest().encode() != digest:
         raise ValueError("digest")
+    check_archive(file_content)
+
+
+def check_archive(file_content: bytes) -> None:
+    """Raise ValueError, or whatever a parser does, unless it is what torch.save makes of tensors and plain values."""
     with zipfile.ZipFile(io.BytesIO(file_content)) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("compressed")  # it could be a bomb

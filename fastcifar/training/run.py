@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastcifar.data.folder import is_untouched, load_val_and_test
+from fastcifar.data.folder import is_prepared, is_untouched, load_val_and_test
 from fastcifar.data.prepare import prepare_data
 from fastcifar.distributed import LostPeerError, World, init_distributed
-from fastcifar.errors import DivergedError, FastcifarError, Interrupted
+from fastcifar.errors import ArgumentError, DivergedError, FastcifarError, Interrupted
 from fastcifar.pipeline.loader import build_loader
 from fastcifar.results.records import Predictions, write_config, write_predictions, write_results
 from fastcifar.results.run_dir import check_unused, interrupted_run_dir, is_stopped, new_run_dir
@@ -95,7 +95,12 @@ def resume_training(
             settings = restore_settings(checkpoint["settings"])
         except FastcifarError as error:
             raise FastcifarError(f"cannot resume {run_dir}: {error}") from error
-        data_dir = Path(checkpoint["data_dir"]) if data_dir is None else data_dir
+        if data_dir is None:
+            data_dir = Path(checkpoint["data_dir"])
+            if not is_prepared(data_dir):
+                raise ArgumentError(
+                    "data_dir", f"{data_dir} is not there any more: name the new place of the run's data"
+                )
         stack.enter_context(_device_of(settings))
         return settings, Run(settings, data_dir, world, callback).train(run_dir, checkpoint)
 
