@@ -14,10 +14,14 @@ __all__ = [
     "Callback",
     "Callbacks",
     "Classifier",
+    "EpochMetrics",
+    "Evaluation",
     "FastcifarError",
     "Interrupted",
+    "Prediction",
     "Recipe",
     "ResNet18",
+    "Results",
     "Settings",
     "evaluate_split",
     "list_runs",
@@ -36,9 +40,17 @@ if TYPE_CHECKING:
     from fastcifar.data.folder import verify_data
     from fastcifar.data.prepare import prepare_data
     from fastcifar.errors import FastcifarError, Interrupted
-    from fastcifar.inference.classifier import Classifier, evaluate_split, load_classifier, predict_pictures
+    from fastcifar.inference.classifier import (
+        Classifier,
+        Evaluation,
+        Prediction,
+        evaluate_split,
+        load_classifier,
+        predict_pictures,
+    )
     from fastcifar.recipes import RECIPES, Recipe
     from fastcifar.results.charts import write_charts
+    from fastcifar.results.records import EpochMetrics, Results
     from fastcifar.results.report import write_report
     from fastcifar.results.run_dir import list_runs
     from fastcifar.training.callbacks import Callback, Callbacks
@@ -48,13 +60,21 @@ if TYPE_CHECKING:
 else:  # a type checker that saw __getattr__ would believe in any name
     _MODULES = {
         "results.charts": ("write_charts",),
-        "inference.classifier": ("Classifier", "evaluate_split", "load_classifier", "predict_pictures"),
+        "inference.classifier": (
+            "Classifier",
+            "Evaluation",
+            "Prediction",
+            "evaluate_split",
+            "load_classifier",
+            "predict_pictures",
+        ),
         "errors": ("FastcifarError", "Interrupted"),
         "training.model": ("ResNet18",),
         "training.callbacks": ("Callback", "Callbacks"),
         "data.folder": ("verify_data",),
         "data.prepare": ("prepare_data",),
         "recipes": ("RECIPES", "Recipe"),
+        "results.records": ("EpochMetrics", "Results"),
         "results.report": ("write_report",),
         "results.run_dir": ("list_runs",),
         "training.settings": ("Settings", "resolve_settings"),

@@ -201,7 +201,7 @@ def train(
 
         recipe = RECIPES.get(settings.recipe.name, settings.recipe)
         again = _command_of(settings, recipe, data_dir)
-        show_summary(recipe, settings.as_config(), run_dir, results, again=again)
+        show_summary(recipe, settings, run_dir, results, again=again)
 
 
 def _with_logger(console: "Callback", log: str | None) -> "Callback":
@@ -381,6 +381,7 @@ def evaluate(
     if augmented and tta:
         raise click.UsageError("--augmented and --tta exclude each other")
     from fastcifar.inference.classifier import evaluate_split, load_classifier
+    from fastcifar.results.records import as_plain
     from fastcifar.terminal import show_evaluation
 
     classifier = load_classifier(checkpoint, device, precision)
@@ -390,7 +391,7 @@ def evaluate(
     _show_notes(classifier.notes)
     evaluation = evaluate_split(classifier, data_dir, split, augmented=augmented, mirror_tta=tta, num_images=num_images)
     if as_json:
-        click.echo(json.dumps(evaluation, indent=2))
+        click.echo(json.dumps(as_plain(evaluation), indent=2))
     else:
         show_evaluation(evaluation)
 
@@ -454,19 +455,21 @@ def predict(
 
         check_grid(picture, files)
     from fastcifar.inference.classifier import classify_pictures, load_classifier
+    from fastcifar.results.records import as_plain
     from fastcifar.terminal import show_predictions
 
     classifier = load_classifier(checkpoint, device, precision)
     predictions, images = classify_pictures(classifier, files)
-    _show_notes([*classifier.notes, *(row["note"] for row in predictions if "note" in row)])
+    _show_notes([*classifier.notes, *(row.note for row in predictions if row.note)])
     for row in predictions:
-        if "error" in row:
-            click.echo(f"Error: {one_line(row['error'])}", err=True)
-    readable = [row for row in predictions if "error" not in row]
+        if row.error:
+            click.echo(f"Error: {one_line(row.error)}", err=True)
+    readable = [row for row in predictions if not row.error]
     if picture is not None and readable:
         write_grid(picture, images, readable, title=classifier.describe())
     if as_json:
-        click.echo(json.dumps(predictions, indent=2))
+        rows = [{key: value for key, value in as_plain(row).items() if value is not None} for row in predictions]
+        click.echo(json.dumps(rows, indent=2))
     elif readable:
         show_predictions(readable)
     if len(readable) < len(predictions):

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import click
 from rich.cells import cell_len
@@ -18,12 +18,14 @@ from rich.text import Text
 from fastcifar.data import cifar10
 from fastcifar.errors import one_line
 from fastcifar.recipes import Recipe
-from fastcifar.results.records import BEST_FILE
+from fastcifar.results.records import BEST_FILE, EpochMetrics, Results
 from fastcifar.results.run_dir import RunSummary
 from fastcifar.training.callbacks import Callback
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the view is up before torch is imported
+    from fastcifar.inference.classifier import Evaluation, Prediction
     from fastcifar.results.seed_tables import SeedTable  # imports scipy, which only `repeat` and `report` need
+    from fastcifar.training.settings import Settings
 
 _MAX_BAR = 100  # columns
 
@@ -51,8 +53,8 @@ class RunView(Callback):
         self._position = self._first_position = 0  # steps of the whole run: done, and done before this process
         self._begun = self._epoch_start = 0.0
         self._rate: float | None = None  # images a second
-        self._last: dict[str, Any] | None = None
-        self._best: dict[str, Any] | None = None
+        self._last: EpochMetrics | None = None
+        self._best: EpochMetrics | None = None
 
     def __enter__(self) -> Self:
         if self._is_live:
@@ -71,7 +73,7 @@ class RunView(Callback):
         click.echo(f"warning: {one_line(line)}", err=True)
 
     def on_train_begin(
-        self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]
+        self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[EpochMetrics]
     ) -> None:
         """Training begins: so many epochs of so many steps; of a resumed run, the metrics of those finished before."""
         self._num_epochs, self._num_steps, self._batch_size = num_epochs, num_steps, batch_size
@@ -91,17 +93,17 @@ class RunView(Callback):
             self._rate = step * self._batch_size / (now - self._epoch_start)
         self._epoch, self._position = epoch + 1, epoch * self._num_steps + step + 1
 
-    def on_epoch_end(self, metrics: dict[str, Any]) -> None:
+    def on_epoch_end(self, metrics: EpochMetrics) -> None:
         """An epoch ended; its line of `metrics.jsonl`."""
         self._keep(metrics)
-        self._rate = metrics["img_per_s"]
-        epoch = f"epoch {metrics['epoch'] + 1:>{len(str(self._num_epochs))}}/{self._num_epochs}"
-        train, val = f"train loss {metrics['train_loss']:.3f}", f"val loss {metrics['val_loss']:.3f}"
-        train_accuracy, val_accuracy = f"acc {metrics['train_accuracy']:.1%}", f"acc {metrics['val_accuracy']:.1%}"
+        self._rate = metrics.img_per_s
+        epoch = f"epoch {metrics.epoch + 1:>{len(str(self._num_epochs))}}/{self._num_epochs}"
+        train, val = f"train loss {metrics.train_loss:.3f}", f"val loss {metrics.val_loss:.3f}"
+        train_accuracy, val_accuracy = f"acc {metrics.train_accuracy:.1%}", f"acc {metrics.val_accuracy:.1%}"
         most = f"{epoch}  {train} {train_accuracy}  {val} {val_accuracy}"
-        rate = f"{metrics['img_per_s']:,.0f} img/s"
+        rate = f"{metrics.img_per_s:,.0f} img/s"
         variants = [
-            f"{most}  lr {metrics['lr']:.2g}  {rate}  {metrics['seconds']:.1f} s",
+            f"{most}  lr {metrics.lr:.2g}  {rate}  {metrics.seconds:.1f} s",
             f"{most}  {rate}",
             most,
             f"{epoch}  {train.removeprefix('train ')}  val {val_accuracy}",
@@ -110,9 +112,9 @@ class RunView(Callback):
         fitting = [line for line in variants if not self._is_live or len(line) <= self._out.width]
         self.on_message((fitting or variants[-1:])[0])
 
-    def _keep(self, metrics: dict[str, Any]) -> None:
+    def _keep(self, metrics: EpochMetrics) -> None:
         self._last = metrics
-        if self._best is None or metrics["val_accuracy"] > self._best["val_accuracy"]:
+        if self._best is None or metrics.val_accuracy > self._best.val_accuracy:
             self._best = metrics
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -147,8 +149,8 @@ class RunView(Callback):
             return []
         last, best = self._last, self._best
         return [
-            f"last: train loss {last['train_loss']:.3f}, val acc {last['val_accuracy']:.1%}",
-            f"best: val acc {best['val_accuracy']:.1%}, epoch {best['epoch'] + 1}",
+            f"last: train loss {last.train_loss:.3f}, val acc {last.val_accuracy:.1%}",
+            f"best: val acc {best.val_accuracy:.1%}, epoch {best.epoch + 1}",
         ]
 
 
@@ -196,38 +198,38 @@ def print_table(columns: list[str], rows: list[list[str]], *, num_text_columns: 
                 out.print(f"  {column}".ljust(indent) + cell)
 
 
-def show_summary(recipe: Recipe, config: dict[str, Any], run_dir: Path, results: dict[str, Any], *, again: str) -> None:
+def show_summary(recipe: Recipe, settings: "Settings", run_dir: Path, results: Results, *, again: str) -> None:
     """The run's end: what it reached, where everything is, and what to do next.
 
     Args:
         recipe: as published.
-        config: the run's settings as in `config.json`.
+        settings: the run's.
         run_dir: where everything was written.
-        results: as in `results.json`.
+        results: the run's.
         again: the command for a whole run.
     """
     out = plain_console()
-    best, last = results["best"], results["last"]
+    best, last = results.best, results.last
     rows = [
-        [f"{name}, epoch {row['epoch'] + 1}", f"{row['test_accuracy']:.2%}", f"{row['test_accuracy_augmented']:.2%}"]
+        [f"{name}, epoch {row.epoch + 1}", f"{row.test_accuracy:.2%}", f"{row.test_accuracy_augmented:.2%}"]
         for name, row in (("best", best), ("last", last))
     ]
-    rows.append(["last, val + test", f"{results['test10k_accuracy']:.2%}", ""])
+    rows.append(["last, val + test", f"{results.test10k_accuracy:.2%}", ""])
     if recipe.published_accuracy is not None:
         rows.append(["published", "", f"{recipe.published_accuracy:.0%}"])
-    out.print(f"\naccuracy on {results['num_test_images']:,} test images")
+    out.print(f"\naccuracy on {results.num_test_images:,} test images")
     print_table(["weights", "clean", "augmented"], rows, num_text_columns=1)
     if recipe.published_accuracy is not None:
         _print_text(out, "The published one is very likely of augmented images.")
-    num_train = cifar10.SPEC.num_train
-    is_short = config["epochs"] < recipe.epochs or config["num_train_images"] < num_train
+    epochs, num_images, num_train = settings.recipe.epochs, settings.num_train_images, cifar10.SPEC.num_train
+    is_short = epochs < recipe.epochs or num_images < num_train
     if is_short:
-        seconds = recipe.epochs * num_train / results["img_per_s"]
+        seconds = recipe.epochs * num_train / results.img_per_s
         duration = f"{seconds / 3600:.1f} hours" if seconds > 600 else f"{seconds:.0f} seconds"
         _print_text(
             out,
-            f"\nThis was a short run: {config['epochs']} of {recipe.epochs} epochs, {config['num_train_images']:,} of"
-            f" {num_train:,} training images. At the {results['img_per_s']:,.0f} img/s measured here the full recipe"
+            f"\nThis was a short run: {epochs} of {recipe.epochs} epochs, {num_images:,} of"
+            f" {num_train:,} training images. At the {results.img_per_s:,.0f} img/s measured here the full recipe"
             f" trains for about {duration}.",
         )
     where = shlex.quote(str(run_dir))
@@ -235,7 +237,9 @@ def show_summary(recipe: Recipe, config: dict[str, Any], run_dir: Path, results:
         f"fastcifar report {where}": "all of it as one page",
         f"fastcifar evaluate {where}": "scores of each class",
         f"fastcifar predict {where} PICTURE": "what it sees in yours",
-        again if is_short else f"{again} --seed {config['seed'] + 1}": "the full recipe" if is_short else "once more",
+        again if is_short else f"{again} --seed {settings.recipe.seed + 1}": "the full recipe"
+        if is_short
+        else "once more",
     }
     out.print()
     for name, path in (("run", run_dir), ("weights", run_dir / BEST_FILE), ("charts", run_dir / "charts")):
@@ -251,38 +255,36 @@ def _print_text(out: Console, text: str) -> None:
     out.print(text, soft_wrap=not out.is_terminal)
 
 
-def show_evaluation(evaluation: dict[str, Any]) -> None:
+def show_evaluation(evaluation: "Evaluation") -> None:
     """Print what `classifier.evaluate_split` found."""
     out = plain_console()
-    low, high = evaluation["interval_95"]
-    how = "augmented" if evaluation["augmented"] else "clean, mirror TTA" if evaluation["mirror_tta"] else "clean"
-    how_long = (
-        f", {evaluation['num_epochs']} epochs" if evaluation["num_epochs"] else ""
-    )  # of plain weights nobody knows
-    out.print(f"{one_line(evaluation['checkpoint'])}: {evaluation['recipe']}{how_long}")
+    low, high = evaluation.interval_95
+    how = "augmented" if evaluation.augmented else "clean, mirror TTA" if evaluation.mirror_tta else "clean"
+    how_long = f", {evaluation.num_epochs} epochs" if evaluation.num_epochs else ""  # of plain weights nobody knows
+    out.print(f"{one_line(evaluation.checkpoint)}: {evaluation.recipe}{how_long}")
     _print_text(
         out,
-        f"accuracy {evaluation['accuracy']:.2%} (95% interval {low:.2%} to {high:.2%}), loss {evaluation['loss']:.4f},"
-        f" on {evaluation['num_images']:,} images of {evaluation['split']}, {how}\n",
+        f"accuracy {evaluation.accuracy:.2%} (95% interval {low:.2%} to {high:.2%}), loss {evaluation.loss:.4f},"
+        f" on {evaluation.num_images:,} images of {evaluation.split}, {how}\n",
     )
 
     def percent(share: float | None) -> str:
         return "-" if share is None else f"{share:.1%}"
 
     rows = [
-        [row["class"], *(percent(row[key]) for key in ("precision", "recall", "f1")), f"{row['num_images']:,}"]
-        for row in evaluation["classes"]
+        [row.class_name, *map(percent, (row.precision, row.recall, row.f1)), f"{row.num_images:,}"]
+        for row in evaluation.classes
     ]
     print_table(["class", "precision", "recall", "F1", "images"], rows, num_text_columns=1)
-    if evaluation["confusions"]:
-        mistakes = [f"{row['label']} as {row['predicted']} {row['count']}" for row in evaluation["confusions"][:5]]
+    if evaluation.confusions:
+        mistakes = [f"{row.label} as {row.predicted} {row.count}" for row in evaluation.confusions[:5]]
         _print_text(out, f"\nmost often taken: {', '.join(mistakes)}")
 
 
-def show_predictions(predictions: list[dict[str, Any]]) -> None:
+def show_predictions(predictions: "Sequence[Prediction]") -> None:
     """Print what `classifier.predict_pictures` found."""
     rows = [
-        [one_line(row["path"]), *(f"{guess['class']} {guess['probability']:.1%}" for guess in row["top"])]
+        [one_line(row.path), *(f"{guess.class_name} {guess.probability:.1%}" for guess in row.top)]
         for row in predictions
     ]
     print_table(["picture", "first", "second", "third"], rows, num_text_columns=4)

@@ -19,13 +19,13 @@ from fastcifar.data import cifar10
 from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.inference import classifier as classifier_module
 from fastcifar.inference.classifier import Classifier, evaluate_split, load_classifier, predict_pictures
-from fastcifar.results.records import read_predictions
+from fastcifar.results.records import Results, read_predictions
 from fastcifar.results.run_dir import interrupted_run_dir, list_runs
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
-def trained_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def trained_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
     run_dir = tmp_path_factory.mktemp("trained") / "run"
     with tiny_world():
         return run_dir, run(tiny_template, run_dir, precision="bf16", epochs=2)
@@ -33,39 +33,39 @@ def trained_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def trained(
-    trained_template: tuple[Path, dict[str, Any]], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Path, dict[str, Any]]:
+    trained_template: tuple[Path, Results], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, Results]:
     template, results = trained_template
     monkeypatch.setattr(classifier_module, "is_bf16_fast", lambda _: True)  # so that its own precision is taken
     return Path(shutil.copytree(template, tmp_path / "run")), results
 
 
-def test_evaluation_gives_the_figures_of_the_run(tiny_data: Path, trained: tuple[Path, dict[str, Any]]) -> None:
+def test_evaluation_gives_the_figures_of_the_run(tiny_data: Path, trained: tuple[Path, Results]) -> None:
     run_dir, results = trained
     for path, row in (
-        (run_dir, results["best"]),
-        (run_dir / "best.pt", results["best"]),
-        (run_dir / "last.pt", results["last"]),
+        (run_dir, results.best),
+        (run_dir / "best.pt", results.best),
+        (run_dir / "last.pt", results.last),
     ):
         classifier = load_classifier(path)
-        assert classifier.num_epochs == row["epoch"] + 1
+        assert classifier.num_epochs == row.epoch + 1
         clean = evaluate_split(classifier, tiny_data, "test")
-        assert (clean["accuracy"], clean["loss"]) == (row["test_accuracy"], row["test_loss"])
+        assert (clean.accuracy, clean.loss) == (row.test_accuracy, row.test_loss)
         augmented = evaluate_split(classifier, tiny_data, "test", augmented=True)
-        assert augmented["accuracy"] == row["test_accuracy_augmented"]
-        assert evaluate_split(classifier, tiny_data, "val")["accuracy"] == row["val_accuracy"]
+        assert augmented.accuracy == row.test_accuracy_augmented
+        assert evaluate_split(classifier, tiny_data, "val").accuracy == row.val_accuracy
     both = evaluate_split(classifier, tiny_data, "test10k")
-    assert both["num_images"] == 20
-    assert both["accuracy"] == results["test10k_accuracy"]
-    assert sum(row["num_images"] for row in both["classes"]) == 20
-    assert evaluate_split(classifier, tiny_data, "test10k", num_images=4)["num_images"] == 8
+    assert both.num_images == 20
+    assert both.accuracy == results.test10k_accuracy
+    assert sum(row.num_images for row in both.classes) == 20
+    assert evaluate_split(classifier, tiny_data, "test10k", num_images=4).num_images == 8
     with pytest.raises(FastcifarError, match="split must be val, test or test10k, not 'train'"):
         evaluate_split(classifier, tiny_data, "train")
     with pytest.raises(FastcifarError, match="num_images must be between 1 and 10, not 11"):
         evaluate_split(classifier, tiny_data, "test", num_images=11)
 
 
-def test_mirror_tta_is_the_mean_of_both(trained: tuple[Path, dict[str, Any]]) -> None:
+def test_mirror_tta_is_the_mean_of_both(trained: tuple[Path, Results]) -> None:
     classifier = load_classifier(trained[0])
     images = torch.from_numpy(TEST_IMAGES)
     both = (classifier.logits(images) + classifier.logits(images.flip(2))) / 2
@@ -73,7 +73,7 @@ def test_mirror_tta_is_the_mean_of_both(trained: tuple[Path, dict[str, Any]]) ->
     assert not torch.equal(both, classifier.logits(images))
 
 
-def test_pictures_are_classified_as_in_the_run(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_pictures_are_classified_as_in_the_run(trained: tuple[Path, Results], tmp_path: Path) -> None:
     run_dir, _ = trained
     saved = read_predictions(run_dir)
     folder = tmp_path / "pictures"
@@ -81,15 +81,15 @@ def test_pictures_are_classified_as_in_the_run(trained: tuple[Path, dict[str, An
     for i, image in enumerate(saved.images):
         Image.fromarray(image).save(folder / f"{i:02}.png")
     found = predict_pictures(load_classifier(run_dir), [folder])
-    assert [Path(row["path"]).name for row in found] == [f"{i:02}.png" for i in range(len(saved.labels))]
+    assert [Path(row.path).name for row in found] == [f"{i:02}.png" for i in range(len(saved.labels))]
     probabilities = torch.from_numpy(saved.logits).softmax(1).numpy()
     for row, expected in zip(found, probabilities, strict=True):
         order = np.argsort(-expected)[:3]
-        assert [guess["class"] for guess in row["top"]] == [cifar10.CLASSES[label] for label in order]
-        assert [guess["probability"] for guess in row["top"]] == pytest.approx(expected[order], abs=1e-5)
+        assert [guess.class_name for guess in row.top] == [cifar10.CLASSES[label] for label in order]
+        assert [guess.probability for guess in row.top] == pytest.approx(expected[order], abs=1e-5)
 
 
-def test_a_recipe_that_changed_since_does_not_matter(trained: tuple[Path, dict[str, Any]]) -> None:
+def test_a_recipe_that_changed_since_does_not_matter(trained: tuple[Path, Results]) -> None:
     path = trained[0] / "best.pt"
     content = load_checkpoint(path)
     save_checkpoint(path, content | {"settings": content["settings"] | {"learning_rate": 9.0}})
@@ -97,7 +97,7 @@ def test_a_recipe_that_changed_since_does_not_matter(trained: tuple[Path, dict[s
 
 
 @pytest.mark.parametrize("change", [{"model": {}}, {"settings": {}}, {"epoch": "x"}])
-def test_what_holds_no_model_is_refused(trained: tuple[Path, dict[str, Any]], change: dict[str, Any]) -> None:
+def test_what_holds_no_model_is_refused(trained: tuple[Path, Results], change: dict[str, Any]) -> None:
     path = trained[0] / "best.pt"
     save_checkpoint(path, load_checkpoint(path) | change)
     with pytest.raises(FastcifarError, match=r"best\.pt does not hold a model of this version"):
@@ -109,18 +109,18 @@ def test_what_holds_no_model_is_refused(trained: tuple[Path, dict[str, Any]], ch
 
 def test_the_commands(
     tiny_data: Path,
-    trained: tuple[Path, dict[str, Any]],
+    trained: tuple[Path, Results],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    results = trained[1]["best"]
+    results = trained[1].best
     code, out, err = call(monkeypatch, capsys, "evaluate", "run")
     assert (code, err) == (0, "")
     lines = out.splitlines()
     assert lines[0].startswith("run/best.pt: adam89, ")
-    assert lines[1].startswith(f"accuracy {results['test_accuracy']:.2%} (95% interval ")
+    assert lines[1].startswith(f"accuracy {results.test_accuracy:.2%} (95% interval ")
     assert lines[1].endswith(", on 10 images of test, clean")
     assert lines[3].split() == ["class", "precision", "recall", "F1", "images"]
     assert [line.split()[0] for line in lines[4:14]] == list(cifar10.CLASSES)
@@ -307,7 +307,7 @@ def test_runs_are_listed(
     assert list(found) == ["part", "first", "bad"]
     states = {name: (summary.state, summary.num_epochs, summary.epochs) for name, summary in found.items()}
     assert states == {"part": ("stopped", 1, 3), "first": ("finished", 1, 1), "bad": ("damaged", 0, 0)}
-    assert found["first"].test_accuracy == results["best"]["test_accuracy"]
+    assert found["first"].test_accuracy == results.best.test_accuracy
     with interrupted_run_dir(folder / "part"):
         assert list_runs(folder / "part")[0].state == "running"
     code, out, err = call(monkeypatch, capsys, "runs")

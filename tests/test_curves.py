@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.text import Text
@@ -13,11 +15,11 @@ def test_curves_show_the_metrics_from_epoch_one(num_epochs: int) -> None:
     figure = draw_curves(metrics, title="a run")
     loss, accuracy = lines_of(figure, "loss-training") + lines_of(figure, "accuracy-training")
     assert np.asarray(loss.get_xdata()).tolist() == list(range(1, num_epochs + 1))
-    assert np.asarray(loss.get_ydata()).tolist() == [line["train_loss"] for line in metrics]
-    assert np.asarray(accuracy.get_ydata()).tolist() == [line["train_accuracy"] for line in metrics]
+    assert np.asarray(loss.get_ydata()).tolist() == [line.train_loss for line in metrics]
+    assert np.asarray(accuracy.get_ydata()).tolist() == [line.train_accuracy for line in metrics]
     loss, accuracy = lines_of(figure, "loss-validation") + lines_of(figure, "accuracy-validation")
-    assert np.asarray(loss.get_ydata()).tolist() == [line["val_loss"] for line in metrics]
-    assert np.asarray(accuracy.get_ydata()).tolist() == [line["val_accuracy"] for line in metrics]
+    assert np.asarray(loss.get_ydata()).tolist() == [line.val_loss for line in metrics]
+    assert np.asarray(accuracy.get_ydata()).tolist() == [line.val_accuracy for line in metrics]
     assert "a run" in texts(figure)
 
 
@@ -40,16 +42,17 @@ def test_curves_mark_the_first_best_epoch() -> None:
 def test_the_label_of_the_best_epoch_keeps_clear_of_the_curves(
     val_accuracies: list[float], side: str, height: str
 ) -> None:
-    metrics = build_metrics(len(val_accuracies))
-    for line, val_accuracy in zip(metrics, val_accuracies, strict=True):
-        line["train_accuracy"] = line["val_accuracy"] = val_accuracy
+    metrics = [
+        replace(line, train_accuracy=val_accuracy, val_accuracy=val_accuracy)
+        for line, val_accuracy in zip(build_metrics(len(val_accuracies)), val_accuracies, strict=True)
+    ]
     figure = draw_curves(metrics, title="")
     (label,) = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_gid() == "best-label"]
     assert (label.get_horizontalalignment(), label.get_verticalalignment()) == (side, height)
 
 
 def test_the_learning_rate_is_labelled_with_its_rounded_peak() -> None:
-    figure = draw_curves([line | {"lr": 0.0999511} for line in build_metrics(3)], title="")
+    figure = draw_curves([replace(line, lr=0.0999511) for line in build_metrics(3)], title="")
     strip = figure.axes[1]
     assert [label.get_text() for label in strip.get_yticklabels()] == ["0", "0.1"]
     assert [label.get_text() for label in strip.get_xticklabels()] == ["1", "2", "3"]
@@ -68,7 +71,7 @@ def test_a_comparison_shows_each_run_by_number_name_and_curve() -> None:
         ):
             (line,) = lines_of(figure, gid)
             assert np.asarray(line.get_xdata()).tolist() == list(range(1, len(metrics) + 1))
-            assert np.asarray(line.get_ydata()).tolist() == [each[key] for each in metrics]
+            assert np.asarray(line.get_ydata()).tolist() == [getattr(each, key) for each in metrics]
     assert [text_of(figure, f"name-{number}") for number in (1, 2)] == ["short", "long"]
     assert [text_of(figure, f"best-{number}") for number in (1, 2)] == ["41.00%, epoch 2", "44.00%, epoch 5"]
     assert "Best validation accuracy 44.00%: long" in texts(figure)
@@ -104,7 +107,7 @@ def test_labels_move_apart_by_as_little_as_it_takes(heights: list[float], spread
 
 
 def test_a_run_that_diverged_is_drawn() -> None:
-    diverged = [line | {"val_loss": float("inf")} for line in build_metrics(3)]
+    diverged = [replace(line, val_loss=float("inf")) for line in build_metrics(3)]
     figure = draw_comparison([ComparedRun("good", "", build_metrics(3)), ComparedRun("bad", "", diverged)], title="")
     assert len(as_png(figure)) > 10_000
 

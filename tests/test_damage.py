@@ -15,7 +15,8 @@ import time
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,13 +33,16 @@ from fastcifar.data.folder import Split, beton_path, load_train, load_val_and_te
 from fastcifar.errors import FastcifarError
 from fastcifar.results.records import (
     CONFIG_FILE,
-    CONFIG_TYPES,
     METRICS_FILE,
-    METRICS_KEYS,
     PREDICTIONS_FILE,
     RESULTS_FILE,
-    RESULTS_KEYS,
+    EpochMetrics,
     Predictions,
+    Results,
+    Resumption,
+    RunConfig,
+    Scores,
+    as_plain,
     read_config,
     read_metrics,
     read_predictions,
@@ -49,7 +53,7 @@ from fastcifar.results.records import (
     write_results,
 )
 from fastcifar.results.report import build_report
-from fastcifar.training.checkpoint import load_checkpoint, read_last, save_checkpoint, seal
+from fastcifar.training.checkpoint import LastCheckpoint, load_checkpoint, read_last, save_checkpoint, seal
 
 Item = TypeVar("Item")
 Rng = np.random.Generator
@@ -327,7 +331,21 @@ def damage_archive(rng: Rng, content: bytes) -> Damaged:
     return kind, seal(out.getvalue()) if kind in ("compressed", "call") else out.getvalue()
 
 
-METRICS = [dict.fromkeys(METRICS_KEYS, 0.25 + epoch) | {"epoch": epoch} for epoch in range(3)]
+METRICS = [EpochMetrics(epoch, *[0.25 + epoch / 8] * 7) for epoch in range(3)]
+PLAIN_METRICS = [as_plain(line) for line in METRICS]
+FLOATS = [field.name for field in fields(EpochMetrics) if field.name != "epoch"]
+
+
+def are_sound(metrics: Iterable[EpochMetrics]) -> bool:
+    """Whether every value has its type, lies in float32's range, and accuracies in 0..1."""
+    return all(
+        type(line) is EpochMetrics
+        and type(line.epoch) is int
+        and all(type(getattr(line, name)) is float and abs(getattr(line, name)) < 3.5e38 for name in FLOATS)
+        and 0 <= line.train_accuracy <= 1
+        and 0 <= line.val_accuracy <= 1
+        for line in metrics
+    )
 
 
 @many(100, 1500)
@@ -335,7 +353,9 @@ def test_checkpoints(tmp_path: Path, num_damages: int, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     path, weights = tmp_path / "x.pt", torch.arange(27.0).reshape(3, 3, 3)
     model = {"a": weights, "b": -weights, "c": weights.bfloat16(), "n": torch.tensor(7), "none": torch.zeros(0, 3)}
-    save_checkpoint(path, {"model": model, "settings": {"recipe": {"lr": 0.1, "mean": [0.5]}}, "metrics": METRICS})
+    save_checkpoint(
+        path, {"model": model, "settings": {"recipe": {"lr": 0.1, "mean": [0.5]}}, "metrics": PLAIN_METRICS}
+    )
     content, original = path.read_bytes(), load_checkpoint(path)
     foreign = [b"", b"text", pickle.dumps(CALLS[0]), gzip.compress(content), b"text" + content]
 
@@ -352,20 +372,24 @@ def test_checkpoints(tmp_path: Path, num_damages: int, monkeypatch: pytest.Monke
     assert not (tmp_path / "called").exists()
 
 
-def is_sound_last(content: dict[str, Any]) -> bool:
+def is_sound_last(last: LastCheckpoint) -> bool:
     """Whether each field that `read_last` checks is as `Checkpointer` writes it."""
-    metrics, best = content.get("metrics"), content.get("best")
-    if not (isinstance(metrics, list) and isinstance(best, dict) and all(isinstance(line, dict) for line in metrics)):
-        return False
-    accuracy = type(best.get("val_accuracy")) in (int, float)
+    metrics, best = last.metrics, last.best
+    model = last.state["model"]
     return (
-        are_same(content.get("data"), dict(cifar10.SPEC.digests))
-        and [type(content.get(key)) for key in ("num_epochs", "seconds", "data_dir")] == [int, float, str]
-        and content["num_epochs"] == len(metrics)
-        and all(type(line.get(key)) in (int, float) for line in metrics for key in METRICS_KEYS)
-        and [line["epoch"] for line in metrics] == list(range(len(metrics)))
-        and set(best) == ({"epoch", "val_accuracy", "model"} if metrics else set())
-        and (not best or (type(best["epoch"]) is int and accuracy and isinstance(best["model"], dict)))
+        are_same(last.data, dict(cifar10.SPEC.digests))
+        and [type(value) for value in (last.num_epochs, last.seconds, last.data_dir)] == [int, float, str]
+        and type(last.settings) is dict
+        and last.num_epochs == len(metrics)
+        and are_sound(metrics)
+        and [line.epoch for line in metrics] == list(range(len(metrics)))
+        and (best is None) == (not metrics)
+        and (best is None or (type(best.epoch), type(best.val_accuracy)) == (int, float))
+        and (best is None or (0 <= best.epoch < len(metrics) and 0 <= best.val_accuracy <= 1))
+        and all(
+            type(tensor) is torch.Tensor for state in (model, best.model if best else {}) for tensor in state.values()
+        )
+        and (best is None or [*best.model] == [*model])
     )
 
 
@@ -383,15 +407,19 @@ def test_fields_of_a_last_checkpoint(tmp_path: Path, num_epochs: int, num_damage
         "normalisation": {"mean": [0.5], "std": [0.5]},
         "data_dir": "/data",
         "num_epochs": num_epochs,
-        "metrics": METRICS[:num_epochs],
+        "metrics": PLAIN_METRICS[:num_epochs],
         "seconds": 1.5,
-        "best": {"epoch": 2, "val_accuracy": 2.25, "model": model} if num_epochs else {},
+        "best": {"epoch": 2, "val_accuracy": 0.5, "model": model} if num_epochs else {},
     }
-    odd_values = [*ODD_VALUES, torch.tensor(3), torch.zeros(2), model, METRICS, METRICS[:1]]
+    odd_values = [*ODD_VALUES, torch.tensor(3), torch.zeros(2), model, PLAIN_METRICS, PLAIN_METRICS[:1]]
     path = tmp_path / "last.pt"
     save_checkpoint(path, last)
-    assert are_same(read_last(tmp_path), last)
-    assert is_sound_last(last)
+    read = read_last(tmp_path)
+    assert is_sound_last(read)
+    assert read.metrics == tuple(METRICS[:num_epochs])
+    assert (read.settings, read.data_dir, read.seconds) == ({"epochs": 5}, "/data", 1.5)
+    assert are_same(read.state, {key: last[key] for key in ("model", "optimizer", "scheduler")})
+    assert are_same({} if read.best is None else vars(read.best), last["best"])
 
     def damage(rng: Rng) -> Damaged:
         kind, damaged = damage_tree(rng, last, odd_values)
@@ -421,27 +449,37 @@ def test_metrics(tmp_path: Path, num_damages: int) -> None:
     def damage(rng: Rng) -> Damaged:
         if rng.random() < 0.5:
             return damage_bytes(rng, content)
-        kind, tree = damage_tree(rng, METRICS)
+        kind, tree = damage_tree(rng, PLAIN_METRICS)
         return kind, "".join(json.dumps(line) + "\n" for line in tree).encode()
 
-    def is_right(found: list[dict[str, float]]) -> bool:
-        formats = [[(key, type(value)) for key, value in line.items()] for line in found]
-        return formats == [[(key, float) for key in METRICS_KEYS]] * len(found)
-
-    check_damages(tmp_path / METRICS_FILE, num_damages, damage, lambda: read_metrics(tmp_path), is_right)
+    check_damages(tmp_path / METRICS_FILE, num_damages, damage, lambda: read_metrics(tmp_path), are_sound)
 
 
 @many(100, 1500)
 def test_configurations(tmp_path: Path, num_damages: int) -> None:
     write_config(tmp_path, CONFIG)
     content = (tmp_path / CONFIG_FILE).read_bytes()
-    check_damages(
-        tmp_path / CONFIG_FILE,
-        num_damages,
-        lambda rng: damage_bytes(rng, content),
-        lambda: read_config(tmp_path),
-        lambda found: all(type(found[key]) is kind for key, kind in CONFIG_TYPES.items()),
-    )
+    tree = json.loads(content) | {
+        "resumed": [{"num_epochs": 3, "begun": "2026-11-25T20:00:00+01:00", "environment": {}}]
+    }
+
+    def damage(rng: Rng) -> Damaged:
+        if rng.random() < 0.5:
+            return damage_bytes(rng, content)
+        kind, damaged = damage_tree(rng, tree)
+        return kind, json.dumps(damaged).encode()
+
+    def is_right(found: RunConfig) -> bool:
+        begun = [found.begun, *(part.begun for part in found.resumed)]
+        return (
+            all(type(getattr(found, key)) is type(value) for key, value in CONFIG.items())
+            and max(map(abs, (found.epochs, found.seed, found.num_train_images))) < 2**63
+            and type(found.environment) is type(found.settings) is dict
+            and all(type(part) is Resumption and type(part.num_epochs) is int for part in found.resumed)
+            and all(time is None or time.tzinfo is not None for time in begun)
+        )
+
+    check_damages(tmp_path / CONFIG_FILE, num_damages, damage, lambda: read_config(tmp_path), is_right)
 
 
 @many(100, 1500)
@@ -459,8 +497,8 @@ def test_predictions(tmp_path: Path, num_damages: int) -> None:
 
 @many(100, 1500)
 def test_results(tmp_path: Path, num_damages: int) -> None:
-    row: dict[str, Any] = {"epoch": 2, "val_accuracy": 0.5, "test_accuracy": 0.5, "test_accuracy_augmented": 0.25}
-    results = {"best": row, "last": {**row}, "num_test_images": 5000, "img_per_s": 100.5, "seconds": 9.0}
+    best, last = Scores(2, 0.5, 1.25, 0.5, 0.25), Scores(3, 0.5, 1.5, 0.375, 0.25)
+    results = Results(best, last, num_test_images=5000, test10k_accuracy=0.4375, img_per_s=100.5, seconds=9.0)
     path = tmp_path / RESULTS_FILE
     write_results(tmp_path, results)
     content = path.read_bytes()
@@ -468,12 +506,20 @@ def test_results(tmp_path: Path, num_damages: int) -> None:
     def damage(rng: Rng) -> Damaged:
         if rng.random() < 0.5:
             return damage_bytes(rng, content)
-        kind, tree = damage_tree(rng, results)
+        kind, tree = damage_tree(rng, as_plain(results))
         return kind, json.dumps(tree).encode()
 
-    def is_right(found: dict[str, Any]) -> bool:
-        rates = [found[name][key] for name in ("best", "last") for key in RESULTS_KEYS[1:]]
-        return all(0 <= rate <= 1 for rate in rates) and found["num_test_images"] > 0 and abs(found["img_per_s"]) >= 0
+    def is_right(found: Results) -> bool:
+        rows = (found.best, found.last)
+        shares = [share for row in rows for share in (row.val_accuracy, row.test_accuracy, row.test_accuracy_augmented)]
+        floats = [found.img_per_s, found.seconds, found.best.test_loss, found.last.test_loss, found.test10k_accuracy]
+        return (
+            all(type(number) is float and abs(number) < 3.5e38 for number in shares + floats)
+            and all(0 <= share <= 1 for share in (*shares, found.test10k_accuracy))
+            and [type(row.epoch) for row in rows] == [int, int]
+            and type(found.num_test_images) is int
+            and 1 <= found.num_test_images <= 10_000
+        )
 
     check_damages(path, num_damages, damage, lambda: read_results(tmp_path), is_right)
 
@@ -484,7 +530,7 @@ def test_reports(tmp_path: Path, name: str, num_damages: int) -> None:
     """Configuration and metrics that are accepted can be drawn and reported."""
     run_dir = write_run(tmp_path / "run", METRICS, epochs=9)
     path = run_dir / name
-    tree = json.loads(path.read_text()) if name == CONFIG_FILE else METRICS
+    tree = json.loads(path.read_text()) if name == CONFIG_FILE else PLAIN_METRICS
 
     def damage(rng: Rng) -> Damaged:
         kind, damaged = damage_tree(rng, tree)

@@ -86,8 +86,8 @@ def script(name: str) -> str:
 
 def test_ranks_train_as_one_process_does_in_turn(tiny_data: Path, tmp_path: Path) -> None:
     finish(torchrun(3, script("ranks"), "cpu", str(tiny_data), cwd=tmp_path))
-    assert read_config(tmp_path / "run")["world_size"] == 3
-    assert [line["epoch"] for line in read_metrics(tmp_path / "run")] == [0, 1, 2]
+    assert read_config(tmp_path / "run").settings["world_size"] == 3
+    assert [line.epoch for line in read_metrics(tmp_path / "run")] == [0, 1, 2]
 
 
 @pytest.mark.gpu
@@ -140,13 +140,13 @@ def test_two_nodes_train_a_run(tiny_data: Path, tmp_path: Path) -> None:
     nodes = [torchrun(1, *command, cwd=tmp_path, options=options) for _ in range(2)]
     outputs = [finish(node) for node in nodes]
     assert sorted(output.count("epoch 3/3") for output in outputs) == [0, 1]  # one rank speaks
-    config = read_config(tmp_path / "two-nodes")
+    config = read_config(tmp_path / "two-nodes").settings
     assert (config["world_size"], config["global_batch_size"], config["device"]) == (2, 6, "cpu")
 
     command = [script("dying_rank"), *TRAIN, "--out", "restarted"]
     output = finish(torchrun(2, *command, cwd=tmp_path, options=("--standalone", "--max-restarts", "1")))
     assert "failed (exitcode: -9) local_rank: 1" in output
-    assert len(read_config(tmp_path / "restarted")["resumed"]) == 1
+    assert len(read_config(tmp_path / "restarted").resumed) == 1
     assert_same_run(tmp_path / "restarted", tmp_path / "two-nodes")
 
 
@@ -170,9 +170,9 @@ def test_a_dead_rank_ends_the_job_which_goes_on_with_any_number(tiny_data: Path,
     for run_dir in (tmp_path / "run", tmp_path / "on-3"):
         metrics = read_metrics(run_dir)
         assert metrics[:1] == before
-        assert [line["epoch"] for line in metrics] == [0, 1, 2]
+        assert [line.epoch for line in metrics] == [0, 1, 2]
         assert json.loads((run_dir / "results.json").read_text())["last"]["epoch"] == 2
-    assert read_config(tmp_path / "on-3")["world_size"] == 3
+    assert read_config(tmp_path / "on-3").settings["world_size"] == 3
 
 
 def test_a_process_without_torchrun_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,8 +81,8 @@ def test_exported_files_are_evaluated_as_the_run_is(tiny: Path, name: str) -> No
         found, expected = (each.logits(images, **options) for each in (ours, theirs))
         torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
     figures = [evaluate_split(each, tiny / "data", "test10k") for each in (ours, theirs)]
-    assert [each["num_images"] for each in figures] == [20, 20]
-    assert figures[0]["accuracy"] == figures[1]["accuracy"]
+    assert [each.num_images for each in figures] == [20, 20]
+    assert figures[0].accuracy == figures[1].accuracy
 
 
 def test_the_weights_are_torchvisions_and_the_card_says_what_they_reach(tiny: Path) -> None:
@@ -95,7 +95,7 @@ def test_the_weights_are_torchvisions_and_the_card_says_what_they_reach(tiny: Pa
     logits = load_classifier(tiny / "run", "cpu").logits(torch.from_numpy(test.images))
     accuracy = (logits.argmax(1).numpy() == test.labels).mean()
     assert f"| clean, these weights in float32 | {accuracy:.2%} (95% interval " in card
-    augmented = read_results(tiny / "run")["best"]["test_accuracy_augmented"]
+    augmented = read_results(tiny / "run").best.test_accuracy_augmented
     assert f"| augmented as in training, in fp32 | {augmented:.2%} |" in card
     assert "1 epochs of 40 of 40 training images, batch size 8, seed 42" in card
     config = json.loads((tiny / "run" / "hub" / "config.json").read_text())

@@ -1,6 +1,5 @@
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,19 +12,16 @@ from PIL import Image
 from support.containers import TEST_IMAGES
 
 from fastcifar.errors import FastcifarError
+from fastcifar.inference.classifier import Guess, Prediction
 from fastcifar.inference.grid import check_grid, draw_grid, write_grid
 from fastcifar.results.style import BLUE
 
-TOP = [
-    {"class": "automobile", "probability": 0.5},
-    {"class": "cat", "probability": 0.3},
-    {"class": "deer", "probability": 0.125},
-]
+TOP = (Guess("automobile", 0.5), Guess("cat", 0.3), Guess("deer", 0.125))
 NAMES = ["folder/cat.jpg", "new\nline $x^2$.png", "a" * 40 + "b" * 40 + ".png"]
 
 
 def draw(names: list[str]) -> Figure:
-    predictions: list[dict[str, Any]] = [{"path": name, "top": TOP} for name in names]
+    predictions = [Prediction(name, TOP) for name in names]
     return draw_grid(list(TEST_IMAGES[: len(names)]), predictions, title="runs/x/best.pt: adam89, 3 epochs")
 
 
@@ -50,7 +46,7 @@ def test_a_grid_shows_pictures_names_and_probabilities() -> None:
 
 @pytest.mark.parametrize(("num_pictures", "height"), [(1, 2.52), (2, 2.52), (3, 4.1), (40, 32.54)])
 def test_two_beside_each_other(num_pictures: int, height: float) -> None:
-    figure = draw_grid([TEST_IMAGES[0]] * num_pictures, [{"path": "x.png", "top": TOP}] * num_pictures, title="")
+    figure = draw_grid([TEST_IMAGES[0]] * num_pictures, [Prediction("x.png", TOP)] * num_pictures, title="")
     assert figure.get_size_inches().tolist() == pytest.approx([8, height])
     boxes = [axes.get_position() for axes in figure.axes]
     assert len(boxes) == 2 * num_pictures
@@ -60,7 +56,7 @@ def test_two_beside_each_other(num_pictures: int, height: float) -> None:
 
 def test_the_ending_chooses_the_kind_of_file(tmp_path: Path) -> None:
     Image.fromarray(TEST_IMAGES[0]).save(tmp_path / "x.png")
-    predictions = [{"path": str(tmp_path / "x.png"), "top": TOP}]
+    predictions = [Prediction(str(tmp_path / "x.png"), TOP)]
     for name in ("new/out.png", "new/out.SVG"):
         check_grid(tmp_path / name, [tmp_path / "x.png"])
         write_grid(tmp_path / name, [TEST_IMAGES[0]], predictions, title="r")

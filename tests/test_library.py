@@ -23,12 +23,16 @@ def test_the_names_are_those_of_their_modules() -> None:
     homes = {name: getattr(fastcifar, name) for name in fastcifar.__all__}
     assert {name: value.__module__ for name, value in homes.items() if name != "RECIPES"} == {
         "Classifier": "fastcifar.inference.classifier",
+        "EpochMetrics": "fastcifar.results.records",
+        "Evaluation": "fastcifar.inference.classifier",
         "FastcifarError": "fastcifar.errors",
         "Interrupted": "fastcifar.errors",
         "Callback": "fastcifar.training.callbacks",
         "Callbacks": "fastcifar.training.callbacks",
+        "Prediction": "fastcifar.inference.classifier",
         "Recipe": "fastcifar.recipes",
         "ResNet18": "fastcifar.training.model",
+        "Results": "fastcifar.results.records",
         "Settings": "fastcifar.training.settings",
         "evaluate_split": "fastcifar.inference.classifier",
         "list_runs": "fastcifar.results.run_dir",
@@ -72,7 +76,7 @@ def types_are_seen_through_the_package(data: Path) -> None:
     settings = assert_type(
         fastcifar.resolve_settings(assert_type(fastcifar.RECIPES["sgd92"], fastcifar.Recipe)), fastcifar.Settings
     )
-    assert_type(fastcifar.train_model(settings, data), tuple[Path, dict[str, Any]])
+    assert_type(fastcifar.train_model(settings, data), tuple[Path, fastcifar.Results])
     assert_type(fastcifar.load_classifier(data), fastcifar.Classifier)
 
 
@@ -91,7 +95,7 @@ def test_the_readmes_example_runs(
     (run_dir,) = Path("runs").iterdir()
     assert names["run_dir"] == run_dir
     assert '"recipe": "mine"' in (run_dir / "config.json").read_text()
-    assert capsys.readouterr().out == f"{run_dir}: {names['evaluation']['accuracy']:.1%} of 20 images\n"
+    assert capsys.readouterr().out == f"{run_dir}: {names['evaluation'].accuracy:.1%} of 20 images\n"
 
 
 def test_the_pages_recipe_is_a_diff_that_applies(tmp_path: Path) -> None:

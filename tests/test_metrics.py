@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from fastcifar.results.metrics import class_scores, confusion_matrix, top_confusions, wilson_interval
+from fastcifar.results.metrics import (
+    ClassScores,
+    Confusion,
+    class_scores,
+    confusion_matrix,
+    top_confusions,
+    wilson_interval,
+)
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 9], np.uint8)
 PREDICTED = np.array([0, 0, 1, 1, 1, 0, 2, 3])
@@ -32,16 +39,16 @@ def test_counts_are_by_label_and_prediction() -> None:
 
 def test_class_scores() -> None:
     rows = class_scores(confusion_matrix(LABELS, PREDICTED))
-    assert rows[0] == {"class": "airplane", "num_images": 4, "precision": 2 / 3, "recall": 0.5, "f1": 4 / 7}
-    assert rows[9] == {"class": "truck", "num_images": 1, "precision": None, "recall": 0.0, "f1": 0.0}
-    assert rows[3] == {"class": "cat", "num_images": 0, "precision": 0.0, "recall": None, "f1": 0.0}
-    assert rows[5] == {"class": "dog", "num_images": 0, "precision": None, "recall": None, "f1": None}
+    assert rows[0] == ClassScores("airplane", num_images=4, precision=2 / 3, recall=0.5, f1=4 / 7)
+    assert rows[9] == ClassScores("truck", num_images=1, precision=None, recall=0.0, f1=0.0)
+    assert rows[3] == ClassScores("cat", num_images=0, precision=0.0, recall=None, f1=0.0)
+    assert rows[5] == ClassScores("dog", num_images=0, precision=None, recall=None, f1=None)
 
 
 def test_confusions_are_sorted_and_only_mistakes() -> None:
-    assert top_confusions(confusion_matrix(LABELS, PREDICTED), 9) == [
-        {"label": "airplane", "predicted": "automobile", "count": 2},
-        {"label": "automobile", "predicted": "airplane", "count": 1},
-        {"label": "truck", "predicted": "cat", "count": 1},
-    ]
+    assert top_confusions(confusion_matrix(LABELS, PREDICTED), 9) == (
+        Confusion("airplane", "automobile", 2),
+        Confusion("automobile", "airplane", 1),
+        Confusion("truck", "cat", 1),
+    )
     assert len(top_confusions(confusion_matrix(LABELS, PREDICTED), 2)) == 2

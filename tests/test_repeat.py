@@ -27,14 +27,14 @@ def test_seeds_go_on_where_they_were_stopped(tiny_data: Path, tmp_path: Path) ->
 
     listener = Listener()
     train_seeds(settings, (42, 43, 44), tiny_data, folder, listener)
-    assert [line["epoch"] for line in listener.epochs] == [1, 0, 1]  # the second of seed 43, both of seed 44
+    assert [line.epoch for line in listener.epochs] == [1, 0, 1]  # the second of seed 43, both of seed 44
     assert (folder / "seed-42" / "results.json").stat() == finished
     assert [(run.seed, run.state) for run in read_repeats(folder).runs] == [
         (42, "finished"),
         (43, "finished"),
         (44, "finished"),
     ]
-    assert [read_config(folder / f"seed-{seed}")["seed"] for seed in (42, 43, 44)] == [42, 43, 44]
+    assert [read_config(folder / f"seed-{seed}").seed for seed in (42, 43, 44)] == [42, 43, 44]
     with pytest.raises(FastcifarError, match=r"seed-42 is of other settings: epochs 2 and 3, step_epochs 1 and 2$"):
         train_seeds(tiny_settings(num_train_images=8), (42,), tiny_data, folder)
 

@@ -1,5 +1,6 @@
 import base64
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from support.figure_parts import build_metrics, build_results, write_run
 
 from fastcifar import __version__
 from fastcifar.errors import FastcifarError
-from fastcifar.files import locked, write_json
+from fastcifar.files import locked, read_json, write_json
 from fastcifar.results.records import (
     CONFIG_FILE,
     METRICS_FILE,
@@ -85,7 +86,7 @@ class Reader(HTMLParser):
 
 def test_a_finished_run(tmp_path: Path) -> None:
     metrics = [
-        line | {"img_per_s": rate, "seconds": 30.0}
+        replace(line, img_per_s=rate, seconds=30.0)
         for line, rate in zip(build_metrics(3), (90.0, 120.0, 110.0), strict=True)
     ]
     run_dir = write_run(tmp_path / "a run", metrics, build_results(0.677, 0.648))
@@ -185,7 +186,7 @@ def test_an_unfinished_run_says_how_to_go_on(tmp_path: Path) -> None:
 
 def test_seeds_are_summed_up(tmp_path: Path) -> None:
     def add(name: str, accuracy: float, augmented: float, rate: float, **config: Any) -> Path:
-        metrics = [line | {"img_per_s": rate} for line in build_metrics(3)]
+        metrics = [replace(line, img_per_s=rate) for line in build_metrics(3)]
         return write_run(tmp_path / name, metrics, build_results(accuracy, augmented), **config)
 
     run_dirs = [
@@ -246,9 +247,9 @@ def test_two_equal_runs_differ_in_nothing(tmp_path: Path) -> None:
 
 def test_a_resumed_run_tells_of_its_parts(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run", build_metrics(2), build_results(0.5, 0.4))
-    config = read_config(run_dir)
+    settings = read_config(run_dir).settings
     for resumed_at in (1, 2):
-        write_config(run_dir, config, resumed_at=resumed_at)
+        write_config(run_dir, settings, resumed_at=resumed_at)
     page = Reader(build_report([run_dir]))
     assert "Resumed after 1 epoch in the same environment:" in page.text
     assert "Resumed after 2 epochs in the same environment:" in page.text
@@ -260,29 +261,33 @@ def test_a_resumed_run_tells_of_its_parts(tmp_path: Path) -> None:
 def test_nothing_is_written_of_a_damaged_run(tmp_path: Path, name: str) -> None:
     run_dirs = [write_run(tmp_path / folder, build_metrics(2), build_results(0.5, 0.4)) for folder in "ab"]
     (run_dirs[1] / name).write_text("{")
-    with pytest.raises(FastcifarError, match=rf"^{run_dirs[1] / name} is damaged: [^\n]+$"):
+    with pytest.raises(FastcifarError, match=rf"^{run_dirs[1] / name} is damaged[:,] [^\n]+$"):
         write_report(run_dirs, tmp_path / "out" / "report.html")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    "odd",
+    ("odd", "name"),
     [
-        {"environment": 3},
-        {"environment": None, "resumed": [1, {"num_epochs": "x"}]},
-        {"resumed": {}},
-        {"published_accuracy": "high"},
-        {"recipe": "mine"},
+        ({"environment": 3}, "environment"),
+        ({"resumed": [1]}, "resumed[0]"),
+        ({"resumed": [{"num_epochs": "x"}]}, "resumed[0].num_epochs"),
+        ({"published_accuracy": "high"}, "published_accuracy"),
+        ({"begun": "yesterday"}, "begun"),
+        ({"begun": "2026-11-25T20:00:00"}, "begun"),  # without an offset it cannot be ordered
     ],
 )
-def test_odd_values_that_nothing_depends_on_do_no_harm(tmp_path: Path, odd: dict[str, Any]) -> None:
-    run_dir = write_run(tmp_path / "run", build_metrics(2), build_results(0.5, 0.4))
-    write_json(run_dir / CONFIG_FILE, read_config(run_dir) | odd)
-    assert Reader(build_report([run_dir])).facts["Test accuracy, clean"].startswith("50.00%")
+def test_a_configuration_that_no_run_wrote_is_refused(tmp_path: Path, odd: dict[str, Any], name: str) -> None:
+    path = write_run(tmp_path / "run", build_metrics(2), build_results(0.5, 0.4)) / CONFIG_FILE
+    write_json(path, read_json(path) | odd)
+    with pytest.raises(
+        FastcifarError, match=rf"^{path} is damaged, or not a run's configuration: {re.escape(name)} is"
+    ):
+        build_report([path.parent])
 
 
-def test_a_date_that_is_none(tmp_path: Path) -> None:
-    run_dir = write_run(tmp_path / "run", build_metrics(2), build_results(0.5, 0.4))
-    write_json(run_dir / CONFIG_FILE, read_config(run_dir) | {"begun": "yesterday"})
-    with pytest.raises(FastcifarError, match=r"config\.json is damaged: it does not say when the run was begun$"):
-        build_report([run_dir])
+def test_a_recipe_of_ones_own_is_reported(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", build_metrics(2), build_results(0.5, 0.4), recipe="mine")
+    page = Reader(build_report([run_dir]))
+    assert page.facts["Test accuracy, clean"].startswith("50.00%")
+    assert "A short run" not in page.text

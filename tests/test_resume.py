@@ -15,6 +15,7 @@ from support.tiny_world import tiny_world
 from support.training_runs import Listener, assert_same_run, run, tiny_settings
 
 from fastcifar.errors import FastcifarError, Interrupted
+from fastcifar.results.records import read_results
 from fastcifar.results.run_dir import interrupted_run_dir
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 from fastcifar.training.run import resume_training
@@ -36,9 +37,9 @@ def test_a_resumed_run_equals_the_one_never_stopped(tiny_data: Path, tmp_path: P
     listener = Listener()
     settings, results = resume_training(out, None, listener)
     assert settings == tiny_settings(**choices)
-    assert listener.epochs[0]["epoch"] == 1
+    assert listener.epochs[0].epoch == 1
     assert_same_run(out, tmp_path / "whole")
-    assert json.loads((out / "results.json").read_text()) == results
+    assert read_results(out) == results
     config = json.loads((out / "config.json").read_text())
     assert [part["num_epochs"] for part in config["resumed"]] == [1]
 
@@ -53,7 +54,7 @@ def test_a_run_can_be_stopped_again_and_its_time_adds_up(tiny_data: Path, tmp_pa
     assert listener.steps[0] == (0, 0)
     before = load_checkpoint(out / "last.pt")["seconds"]
     _, results = resume_training(out, tiny_data, Listener())
-    assert results["seconds"] > before > 0
+    assert results.seconds > before > 0
     assert_same_run(out, tmp_path / "whole")
 
 
@@ -103,6 +104,12 @@ def edit(run_dir: Path, **changes: Any) -> None:
     save_checkpoint(run_dir / "last.pt", content | {"settings": settings} | changes)
 
 
+def drop_setting(run_dir: Path, name: str) -> None:
+    content = load_checkpoint(run_dir / "last.pt")
+    del content["settings"][name]
+    save_checkpoint(run_dir / "last.pt", content)
+
+
 def another_model(run_dir: Path) -> None:
     content = load_checkpoint(run_dir / "last.pt")
     for model in (content["model"], content["best"]["model"]):
@@ -124,8 +131,19 @@ REFUSALS: dict[str, tuple[Any, str]] = {
     "another optimizer": (lambda run: edit(run, optimizer={}), "is of another model or optimizer than this version's"),
     "another shape": (first_parameter_of_another_shape, "is of another model or optimizer than this version's"),
     "a device that is not here": (lambda run: edit(run, settings={"device": "cuda:7"}), "'cuda:7' is not there"),
-    "a setting of another type": (lambda run: edit(run, settings={"epochs": "9"}), "the settings in its"),
-    "a setting too many": (lambda run: edit(run, settings={"speed": 9}), "settings in its checkpoint are damaged"),
+    "a setting of another type": (
+        lambda run: edit(run, settings={"epochs": "9"}),
+        "damaged, or of another version: epochs is not a 64-bit integer",
+    ),
+    "a setting too many": (
+        lambda run: edit(run, settings={"speed": 9}),
+        "damaged, or of another version: speed is not known",
+    ),
+    "a setting too few": (lambda run: drop_setting(run, "momentum"), "or of another version: momentum is missing"),
+    "a recipe that cannot be": (
+        lambda run: edit(run, settings={"epochs": 0}),
+        "another version: the recipe 'adam89' cannot",
+    ),
     "no settings": (lambda run: edit(run, settings={}, num_epochs=7), "is damaged, or no checkpoint to go on from"),
     "the best weights only": (lambda run: shutil.copy(run / "best.pt", run / "last.pt"), "or no checkpoint to go on"),
     "no checkpoint": (lambda run: (run / "last.pt").unlink(), "holds no last.pt to go on from: start a new run"),

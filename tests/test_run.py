@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.training_runs import Listener, read_metrics, run, tiny_settings
+from support.training_runs import Listener, run, tiny_settings
 from torch import Tensor
 
 import fastcifar
@@ -28,7 +28,7 @@ from fastcifar.pipeline.augment import choose_subset
 from fastcifar.pipeline.loader import EpochPlanner
 from fastcifar.results import charts
 from fastcifar.results.charts import write_charts
-from fastcifar.results.records import read_predictions
+from fastcifar.results.records import EpochMetrics, as_plain, read_metrics, read_predictions, read_results
 from fastcifar.results.run_dir import new_run_dir
 from fastcifar.training.callbacks import Callback
 from fastcifar.training.checkpoint import load_checkpoint
@@ -52,9 +52,9 @@ def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:
 
     metrics = read_metrics(out)
     assert metrics == listener.epochs
-    assert [line["epoch"] for line in metrics] == [0, 1, 2]
-    assert [line["lr"] for line in metrics] == [0.001, 0.001, 0.0005]
-    assert all(line["img_per_s"] > 0 and line["seconds"] > 0 for line in metrics)
+    assert [line.epoch for line in metrics] == [0, 1, 2]
+    assert [line.lr for line in metrics] == [0.001, 0.001, 0.0005]
+    assert all(line.img_per_s > 0 and line.seconds > 0 for line in metrics)
 
     config = json.loads((out / "config.json").read_text())
     expected = {
@@ -72,19 +72,18 @@ def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:
     assert {key: config[key] for key in expected} == expected
     assert config["environment"]["versions"]["torch"] == importlib.metadata.version("torch")
 
-    assert json.loads((out / "results.json").read_text()) == results
-    best_epoch = max(metrics, key=lambda line: line["val_accuracy"])["epoch"]  # the first of equals
-    assert results["best"]["epoch"] == best_epoch
-    assert results["best"]["val_accuracy"] == metrics[best_epoch]["val_accuracy"]
-    assert results["last"]["epoch"] == 2
-    last = results["last"]
-    assert results["test10k_accuracy"] == (last["val_accuracy"] + last["test_accuracy"]) / 2
+    assert json.loads((out / "results.json").read_text()) == as_plain(results)
+    best_epoch = max(metrics, key=lambda line: line.val_accuracy).epoch  # the first of equals
+    assert results.best.epoch == best_epoch
+    assert results.best.val_accuracy == metrics[best_epoch].val_accuracy
+    assert results.last.epoch == 2
+    assert results.test10k_accuracy == (results.last.val_accuracy + results.last.test_accuracy) / 2
 
     _, test = load_val_and_test(tiny_data)
     predictions = read_predictions(out)
     np.testing.assert_array_equal(predictions.images, test.images)
     np.testing.assert_array_equal(predictions.labels, test.labels)
-    assert (predictions.logits.argmax(1) == test.labels).mean() == results["best"]["test_accuracy"]
+    assert (predictions.logits.argmax(1) == test.labels).mean() == results.best.test_accuracy
 
 
 def test_charts_that_cannot_be_drawn_lose_nothing(
@@ -103,7 +102,7 @@ def test_charts_that_cannot_be_drawn_lose_nothing(
     results = run(tiny_data, out, listener, epochs=1)
     again = f"`fastcifar charts {out}` draws them again"
     assert warnings == [f"the charts could not be drawn (latex could not be found): {again}"]
-    assert json.loads((out / "results.json").read_text()) == results
+    assert read_results(out) == results
     assert not (out / "charts").exists()
     monkeypatch.undo()
     (out / "charts").mkdir()
@@ -161,10 +160,10 @@ def test_an_interrupt_keeps_the_last_finished_epoch(tiny_data: Path, tmp_path: P
     assert caught.value.signal_number == signal.SIGINT
     assert signal.getsignal(signal.SIGINT) is handler
     assert listener.steps[-1] == (2, 1)
-    assert [line["epoch"] for line in read_metrics(out)] == [0, 1]
+    assert [line.epoch for line in read_metrics(out)] == [0, 1]
     last = load_checkpoint(out / "last.pt")
     assert last["num_epochs"] == 2
-    assert last["metrics"] == read_metrics(out)
+    assert last["metrics"] == [*map(as_plain, read_metrics(out))]
     assert not (out / "results.json").exists()
     # It is the state after two epochs, not one in the middle of the third.
     a_run = Run(tiny_settings(), tiny_data, ALONE, Callback())
@@ -176,7 +175,7 @@ def test_an_interrupt_keeps_the_last_finished_epoch(tiny_data: Path, tmp_path: P
 
 def test_an_interrupt_between_epochs_is_not_lost(tiny_data: Path, tmp_path: Path) -> None:
     class Impatient(Listener):
-        def on_epoch_end(self, metrics: dict[str, Any]) -> None:
+        def on_epoch_end(self, metrics: EpochMetrics) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Interrupted, match="1 finished epochs are saved") as caught:
@@ -193,7 +192,7 @@ def test_an_interrupt_in_the_evaluation_lets_it_finish(
                 os.kill(os.getpid(), signal.SIGINT)
 
     results = run(tiny_data, tmp_path / "run", Impatient(), epochs=1)
-    assert results["last"]["epoch"] == 0
+    assert results.last.epoch == 0
     assert "finishing the evaluation; once more: at once\n" in capfd.readouterr().err
 
 
@@ -286,7 +285,7 @@ def test_a_subset_is_the_fixed_choice(tiny_data: Path, tmp_path: Path, monkeypat
     predictions = read_predictions(out)
     np.testing.assert_array_equal(predictions.images, test.images[chosen])
     np.testing.assert_array_equal(predictions.labels, test.labels[chosen])
-    assert results["num_test_images"] == 4
+    assert results.num_test_images == 4
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -341,7 +340,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_elsewhere(tiny_data: Path, 
             run(tiny_data, small / "new")
     finally:
         subprocess.run(["umount", small], check=True)
-    assert resume_training(tmp_path / "run", None, Listener())[1]["last"]["epoch"] == 2
+    assert resume_training(tmp_path / "run", None, Listener())[1].last.epoch == 2
 
 
 def test_a_failing_compiler_is_one_line(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +380,7 @@ def test_a_run_on_cuda_is_stopped_and_resumed(tiny_data: Path, tmp_path: Path, c
         run(tiny_data, tmp_path / "run", listener, device="auto", precision="bf16", **choices)
     settings, results = resume_training(tmp_path / "run", None, Listener())
     assert settings.device == "cuda:0"
-    assert results["last"]["epoch"] == 2
+    assert results.last.epoch == 2
     if choices.get("deterministic"):
         run(tiny_data, tmp_path / "whole", device="auto", precision="bf16", **choices)
         weights = [load_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("run", "whole")]

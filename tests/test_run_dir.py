@@ -1,15 +1,21 @@
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from support.figure_parts import build_metrics
 
 from fastcifar import __version__
 from fastcifar.errors import FastcifarError
 from fastcifar.results.records import (
     Predictions,
+    Results,
+    Scores,
+    as_plain,
+    parse_record,
     read_config,
     read_metrics,
     read_predictions,
@@ -20,16 +26,7 @@ from fastcifar.results.records import (
     write_results,
 )
 
-LINE = {
-    "epoch": 0,
-    "train_loss": 2.0,
-    "train_accuracy": 0.2,
-    "val_loss": 1.9,
-    "val_accuracy": 0.25,
-    "lr": 0.1,
-    "img_per_s": 100.0,
-    "seconds": 1.5,
-}
+LINES = build_metrics(2)
 CONFIG = {
     "recipe": "sgd92",
     "epochs": 1,
@@ -50,13 +47,14 @@ def build_predictions(num_images: int = 4) -> Predictions:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     write_config(tmp_path, CONFIG)
-    write_metrics(tmp_path, [LINE, LINE | {"epoch": 1}])
+    write_metrics(tmp_path, LINES)
     write_predictions(tmp_path, build_predictions())
     config = read_config(tmp_path)
-    assert {key: config[key] for key in CONFIG} == CONFIG
-    assert config["environment"]["versions"]["fastcifar"] == __version__
-    assert config["environment"]["num_cpus"] >= 1
-    assert read_metrics(tmp_path) == [LINE, LINE | {"epoch": 1}]
+    assert config.settings == CONFIG
+    assert {key: getattr(config, key) for key in CONFIG} == CONFIG
+    assert config.environment["versions"]["fastcifar"] == __version__
+    assert config.environment["num_cpus"] >= 1
+    assert read_metrics(tmp_path) == LINES
     read = read_predictions(tmp_path)
     for field in ("images", "labels", "logits"):
         np.testing.assert_array_equal(getattr(read, field), getattr(build_predictions(), field))
@@ -66,10 +64,10 @@ Damage = Callable[[Path], object]
 METRICS_DAMAGES: dict[str, tuple[Damage, str]] = {
     "missing": (lambda path: path.unlink(), "cannot read {path}: No such file or directory"),
     "empty": (lambda path: path.write_text(""), "{path} has no lines: the run finished no epoch"),
-    "half a line": (lambda path: path.write_text('{"epoch": 0,'), "{path} is damaged: line 1 is no epoch's metrics"),
-    "a key less": (lambda path: path.write_text('{"epoch": 0}'), "{path} is damaged: line 1 is no epoch's metrics"),
-    "a list": (lambda path: path.write_text("[]"), "{path} is damaged: line 1 is no epoch's metrics"),
-    "nested": (lambda path: path.write_text("[" * 99999), "{path} is damaged: line 1 is no epoch's metrics"),
+    "half a line": (lambda path: path.write_text('{"epoch": 0,'), "{path} is damaged: line 1 is not valid JSON"),
+    "a key less": (lambda path: path.write_text('{"epoch": 0}'), "{path} is damaged: line 1: train_loss is missing"),
+    "a list": (lambda path: path.write_text("[]"), "{path} is damaged: line 1: it is not a mapping of names to values"),
+    "nested": (lambda path: path.write_text("[" * 99999), "{path} is damaged: line 1 is not valid JSON"),
     "no text": (lambda path: path.write_bytes(b"\xff"), "{path} is damaged: it is not UTF-8 text"),
 }
 
@@ -77,7 +75,7 @@ METRICS_DAMAGES: dict[str, tuple[Damage, str]] = {
 @pytest.mark.parametrize("name", METRICS_DAMAGES)
 def test_damaged_metrics_are_named(tmp_path: Path, name: str) -> None:
     damage, message = METRICS_DAMAGES[name]
-    write_metrics(tmp_path, [LINE])
+    write_metrics(tmp_path, LINES)
     path = tmp_path / "metrics.jsonl"
     damage(path)
     with pytest.raises(FastcifarError) as caught:
@@ -85,18 +83,46 @@ def test_damaged_metrics_are_named(tmp_path: Path, name: str) -> None:
     assert str(caught.value) == message.format(path=path)
 
 
-@pytest.mark.parametrize(
-    ("content", "missing"),
-    [
-        ('{"recipe": "x"}', "epochs, seed"),
-        ("[]", "recipe, epochs"),
-        (json.dumps(CONFIG | {"epochs": "1"}), "epochs$"),
-    ],
-)
-def test_a_configuration_that_is_none(tmp_path: Path, content: str, missing: str) -> None:
-    (tmp_path / "config.json").write_text(content)
-    with pytest.raises(FastcifarError, match=rf"config\.json is no run's configuration: it lacks {missing}"):
+BEGUN = {"num_epochs": 1, "begun": "2026-11-25T20:00:00+01:00", "environment": {}}
+CONFIG_DAMAGES: dict[str, tuple[object, str]] = {
+    "a key less": ({"recipe": "x"}, "epochs is missing"),
+    "a list": ([], "it is not a mapping of names to values"),
+    "text for a number": (CONFIG | {"epochs": "1"}, "epochs is not a 64-bit integer"),
+    "true for a number": (CONFIG | {"epochs": True}, "epochs is not a 64-bit integer"),
+    "a number too great": (CONFIG | {"seed": 2**63}, "seed is not a 64-bit integer"),
+    "a number for text": (CONFIG | {"recipe": 7}, "recipe is not text"),
+    "out of range": (CONFIG | {"published_accuracy": 1.5}, "published_accuracy is not within 0 to 1"),
+    "not a mapping": (CONFIG | {"environment": []}, "environment is not a mapping of names to values"),
+    "not a list": (CONFIG | {"resumed": {}}, "resumed is not a list of the right length"),
+    "nested": (
+        CONFIG | {"resumed": [BEGUN, BEGUN | {"begun": 0}]},
+        "resumed[1].begun is not a time with its offset from UTC",
+    ),
+    "no offset": (CONFIG | {"begun": "2026-11-25T20:00:00"}, "begun is not a time with its offset from UTC"),
+}
+
+
+@pytest.mark.parametrize("name", CONFIG_DAMAGES)
+def test_damaged_configurations_are_named(tmp_path: Path, name: str) -> None:
+    content, problem = CONFIG_DAMAGES[name]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(FastcifarError) as caught:
         read_config(tmp_path)
+    assert str(caught.value) == f"{path} is damaged, or not a run's configuration: {problem}"
+
+
+def test_a_run_that_went_on_keeps_its_environments(tmp_path: Path) -> None:
+    write_config(tmp_path, CONFIG)
+    first = read_config(tmp_path)
+    for num_epochs in (1, 3):
+        write_config(tmp_path, CONFIG, resumed_at=num_epochs)
+    config = read_config(tmp_path)
+    assert (config.settings, config.begun, config.environment) == (CONFIG, first.begun, first.environment)
+    assert [part.num_epochs for part in config.resumed] == [1, 3]
+    assert config.resumed[1].environment == first.environment
+    assert first.begun is not None
+    assert config.resumed[1].begun >= first.begun
 
 
 def save(path: Path, **arrays: object) -> None:
@@ -130,32 +156,107 @@ def test_damaged_predictions_are_named(tmp_path: Path, name: str) -> None:
     assert str(caught.value).startswith(f"{path} {message}")
 
 
-RESULTS_ROW = {"epoch": 0, "val_accuracy": 0.5, "test_accuracy": 1, "test_accuracy_augmented": 0.25}
-RESULTS_FILE = {"best": RESULTS_ROW, "last": RESULTS_ROW, "num_test_images": 4, "img_per_s": 100.5}
+ROW = Scores(epoch=0, val_accuracy=0.5, test_loss=1.5, test_accuracy=1.0, test_accuracy_augmented=0.25)
+RESULTS = Results(ROW, ROW, num_test_images=4, test10k_accuracy=0.5, img_per_s=100.5, seconds=9.0)
+PLAIN_ROW, PLAIN = as_plain(ROW), as_plain(RESULTS)
 
 
 def test_results_are_read_as_written(tmp_path: Path) -> None:
-    write_results(tmp_path, RESULTS_FILE | {"more": "is kept"})
-    assert read_results(tmp_path) == RESULTS_FILE | {"more": "is kept"}
+    write_results(tmp_path, RESULTS)
+    assert read_results(tmp_path) == RESULTS
+    assert json.loads((tmp_path / "results.json").read_text()) == {
+        "best": {
+            "epoch": 0,
+            "val_accuracy": 0.5,
+            "test_loss": 1.5,
+            "test_accuracy": 1.0,
+            "test_accuracy_augmented": 0.25,
+        },
+        "last": PLAIN_ROW,
+        "num_test_images": 4,
+        "test10k_accuracy": 0.5,
+        "img_per_s": 100.5,
+        "seconds": 9.0,
+    }
+
+
+def test_integers_and_other_keys_are_accepted(tmp_path: Path) -> None:
+    content = PLAIN | {"best": PLAIN_ROW | {"test_accuracy": 1}, "img_per_s": 100, "more": "is ignored"}
+    (tmp_path / "results.json").write_text(json.dumps(content))
+    read = read_results(tmp_path)
+    assert read == replace(RESULTS, img_per_s=100.0)
+    assert [type(read.best.test_accuracy), type(read.img_per_s)] == [float, float]
+
+
+def test_a_run_of_version_0_1_is_read(tmp_path: Path) -> None:
+    config = {key: value for key, value in CONFIG.items() if key != "num_train_images"}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"train_images": 128, "eval_images": 9}))
+    read = read_config(tmp_path)
+    assert read.num_train_images == 128
+    assert read.settings == CONFIG | {"num_eval_images": 9}
+    results = {key: value for key, value in PLAIN.items() if key != "test10k_accuracy"}
+    (tmp_path / "results.json").write_text(json.dumps(results | {"val_and_test_accuracy": 0.5}))
+    assert read_results(tmp_path) == RESULTS
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "problem"),
     [
-        [],
-        {},
-        {"best": RESULTS_ROW},
-        RESULTS_FILE | {"last": None},
-        RESULTS_FILE | {"num_test_images": 0},
-        RESULTS_FILE | {"num_test_images": True},
-        RESULTS_FILE | {"img_per_s": float("nan")},
-        RESULTS_FILE | {"best": RESULTS_ROW | {"test_accuracy": 1.01}},
-        RESULTS_FILE | {"best": RESULTS_ROW | {"epoch": "1"}},
-        RESULTS_FILE | {"last": {**RESULTS_ROW, "test_accuracy_augmented": -0.1}},
+        ([], "it is not a mapping of names to values"),
+        ({}, "best is missing"),
+        ({"best": PLAIN_ROW}, "last is missing"),
+        (PLAIN | {"last": None}, "last is not a mapping of names to values"),
+        (PLAIN | {"num_test_images": 0}, "num_test_images is not within 1 to 10,000"),
+        (PLAIN | {"num_test_images": True}, "num_test_images is not a 64-bit integer"),
+        (PLAIN | {"img_per_s": float("nan")}, "img_per_s is not a finite float32 number"),
+        (PLAIN | {"img_per_s": 1e39}, "img_per_s is not a finite float32 number"),
+        (PLAIN | {"best": PLAIN_ROW | {"test_accuracy": 1.01}}, "best.test_accuracy is not within 0 to 1"),
+        (PLAIN | {"best": PLAIN_ROW | {"epoch": "1"}}, "best.epoch is not a 64-bit integer"),
+        (
+            PLAIN | {"last": PLAIN_ROW | {"test_accuracy_augmented": -0.1}},
+            "last.test_accuracy_augmented is not within 0 to 1",
+        ),
     ],
 )
-def test_damaged_results_are_named(tmp_path: Path, content: Any) -> None:
+def test_damaged_results_are_named(tmp_path: Path, content: Any, problem: str) -> None:
     (tmp_path / "results.json").write_text(json.dumps(content))
     with pytest.raises(FastcifarError) as caught:
         read_results(tmp_path)
-    assert str(caught.value) == f"{tmp_path}/results.json is damaged: it holds no run's results"
+    assert str(caught.value) == f"{tmp_path}/results.json is damaged: {problem}"
+
+
+@dataclass(frozen=True)
+class Everything:
+    pair: tuple[float, float]
+    choice: Literal["a", "b"]
+    flag: bool
+    by_name: dict[str, float]
+    count: int | None = None
+
+
+SOUND = {"pair": [1, 2.5], "choice": "b", "flag": False, "by_name": {"x": 1}}
+
+
+def test_every_kind_of_field() -> None:
+    assert parse_record(Everything, SOUND, "x") == Everything((1.0, 2.5), "b", flag=False, by_name={"x": 1.0})
+    assert parse_record(Everything, SOUND | {"count": 3, "other": 1}, "x").count == 3
+    assert parse_record(Everything, SOUND | {"count": None}, "x", strict=True).count is None
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"pair": [1.0]}, "pair is not a list of the right length"),
+        ({"pair": [1.0, "2"]}, "pair[1] is not a finite float32 number"),
+        ({"choice": "c"}, "choice is not a known choice"),
+        ({"flag": 1}, "flag is not true or false"),
+        ({"by_name": {"x\n": None}}, "by_name.x\\n is not a finite float32 number"),
+        ({"by_name": {1: 1.0}}, "by_name is not a mapping of names to values"),
+        ({"count": 1.0}, "count is not a 64-bit integer"),
+        ({"a\x1b": 1}, "a\\x1b is not known"),
+    ],
+)
+def test_every_kind_of_damage(change: dict[str, Any], problem: str) -> None:
+    with pytest.raises(FastcifarError) as caught:
+        parse_record(Everything, SOUND | change, "x is damaged", strict=True)
+    assert str(caught.value) == f"x is damaged: {problem}"

@@ -1,26 +1,26 @@
 import io
 import re
-from typing import Any
 
 import pytest
 from rich.console import Console as RichConsole
 from support.terminals import pretend_terminal
 
 from fastcifar import terminal
+from fastcifar.results.records import EpochMetrics
 from fastcifar.terminal import RunView
 
 
-def metrics(epoch: int, val_accuracy: float) -> dict[str, Any]:
-    return {
-        "epoch": epoch,
-        "train_loss": 1.23456,
-        "train_accuracy": 0.5512,
-        "val_loss": 1.1,
-        "val_accuracy": val_accuracy,
-        "lr": 0.001,
-        "img_per_s": 12345.6,
-        "seconds": 4.25,
-    }
+def metrics(epoch: int, val_accuracy: float) -> EpochMetrics:
+    return EpochMetrics(
+        epoch=epoch,
+        train_loss=1.23456,
+        train_accuracy=0.5512,
+        val_loss=1.1,
+        val_accuracy=val_accuracy,
+        lr=0.001,
+        img_per_s=12345.6,
+        seconds=4.25,
+    )
 
 
 class Clock:

@@ -1,7 +1,6 @@
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from support.command_line import call
@@ -9,6 +8,7 @@ from support.figure_parts import build_metrics, build_results
 from support.training_runs import Listener
 
 from fastcifar.errors import FastcifarError
+from fastcifar.results.records import EpochMetrics
 from fastcifar.training.callbacks import Callback, Callbacks
 from fastcifar.training.tensorboard import TensorBoardLogger
 
@@ -26,17 +26,17 @@ class Broken(Callback):
     def __init__(self) -> None:
         self.told = 0
 
-    def on_epoch_end(self, metrics: dict[str, Any]) -> None:
+    def on_epoch_end(self, metrics: EpochMetrics) -> None:
         self.told += 1
         raise ConnectionError("the service\nis away")
 
 
-def tell(callback: Callback, run_dir: Path, metrics: Sequence[dict[str, Any]], num_finished: int = 0) -> None:
+def tell(callback: Callback, run_dir: Path, metrics: Sequence[EpochMetrics], num_finished: int = 0) -> None:
     """What a run tells from its beginning to its end."""
     callback.on_run_begin(run_dir, {"recipe": "adam89"})
     callback.on_train_begin(len(metrics), 5, 8, metrics[:num_finished])
     for line in metrics[num_finished:]:
-        callback.on_step_end(line["epoch"], 0)
+        callback.on_step_end(line.epoch, 0)
         callback.on_epoch_end(line)
     callback.on_train_end(build_results(0.7, 0.65))
 
@@ -67,7 +67,7 @@ def test_every_epoch_is_logged_and_a_resumed_one_once(tmp_path: Path) -> None:
         ("throughput_img_per_s", "img_per_s"),
     ):
         assert [step for step, _ in found[tag]] == [1, 2, 3, 4]
-        assert [value for _, value in found[tag]] == pytest.approx([line[key] for line in metrics])
+        assert [value for _, value in found[tag]] == pytest.approx([getattr(line, key) for line in metrics])
     for tag, accuracy in (("accuracy/test_accuracy", 0.7), ("accuracy/test_accuracy_augmented", 0.65)):
         ((step, value),) = found[tag]
         assert (step, round(value, 6)) == (2, accuracy)  # TensorBoard keeps float32

@@ -7,27 +7,31 @@ import pytest
 from support.terminals import pretend_terminal
 
 from fastcifar.data.cifar10 import CLASSES
+from fastcifar.inference.classifier import Evaluation, Guess, Prediction
 from fastcifar.recipes import get_recipe
+from fastcifar.results.metrics import ClassScores, Confusion
+from fastcifar.results.records import Results, Scores
 from fastcifar.results.run_dir import RunSummary
 from fastcifar.terminal import print_table, show_evaluation, show_predictions, show_runs, show_summary
+from fastcifar.training.settings import resolve_settings
 
-ROW = {"epoch": 1, "val_accuracy": 0.6, "test_loss": 1.0, "test_accuracy": 0.61, "test_accuracy_augmented": 0.5}
-RESULTS = {
-    "best": ROW,
-    "last": ROW | {"epoch": 2, "test_accuracy": 0.62},
-    "test10k_accuracy": 0.605,
-    "num_test_images": 5000,
-    "img_per_s": 1000.0,
-}
-PREDICTIONS: list[dict[str, Any]] = [
-    {"path": name, "top": [{"class": "automobile", "probability": 0.435}] * 3}
+RESULTS = Results(
+    best=Scores(1, 0.6, 1.0, 0.61, 0.5),
+    last=Scores(2, 0.6, 1.0, 0.62, 0.5),
+    num_test_images=5000,
+    test10k_accuracy=0.605,
+    img_per_s=1000.0,
+    seconds=9.0,
+)
+PREDICTIONS = [
+    Prediction(name, (Guess("automobile", 0.435),) * 3)
     for name in ("cat.jpg", "[red]x[/red] :cat:.png", "new\nline\x1b[31m.png")
 ]
 
 
-def summarise(capsys: pytest.CaptureFixture[str], run_dir: str = "runs/x", **config: int) -> list[str]:
+def summarise(capsys: pytest.CaptureFixture[str], run_dir: str = "runs/x", **choices: Any) -> list[str]:
     capsys.readouterr()
-    settings = {"epochs": 55, "num_train_images": 50_000, "seed": 42} | config
+    settings = resolve_settings(get_recipe("adam89"), device="cpu", **choices)
     show_summary(get_recipe("adam89"), settings, Path(run_dir), RESULTS, again="fastcifar train --recipe adam89")
     return printed(capsys)
 
@@ -53,7 +57,7 @@ def test_the_summary_of_a_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-@pytest.mark.parametrize("config", [{"epochs": 2}, {"num_train_images": 100}])
+@pytest.mark.parametrize("config", [{"epochs": 2}, {"num_train_images": 1000}])
 def test_the_summary_of_a_short_run(capsys: pytest.CaptureFixture[str], config: dict[str, int]) -> None:
     lines = summarise(capsys, "my runs/x", **config)
     assert lines[9] == (
@@ -127,21 +131,20 @@ def test_predictions_show_any_name_as_it_is(capsys: pytest.CaptureFixture[str]) 
 def test_an_evaluation_on_a_narrow_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    scores = {"precision": 0.435, "recall": 0.416, "f1": 0.425, "num_images": 89}
-    evaluation = {
-        "checkpoint": "runs/x/best.pt",
-        "recipe": "adam89",
-        "num_epochs": 3,
-        "split": "test",
-        "num_images": 1000,
-        "augmented": False,
-        "mirror_tta": False,
-        "accuracy": 0.462,
-        "interval_95": [0.4313, 0.493],
-        "loss": 1.4952,
-        "classes": [{"class": name, **scores} for name in CLASSES],
-        "confusions": [{"label": "truck", "predicted": "automobile", "count": 39}],
-    }
+    evaluation = Evaluation(
+        checkpoint="runs/x/best.pt",
+        recipe="adam89",
+        num_epochs=3,
+        split="test",
+        num_images=1000,
+        augmented=False,
+        mirror_tta=False,
+        accuracy=0.462,
+        interval_95=(0.4313, 0.493),
+        loss=1.4952,
+        classes=tuple(ClassScores(name, 89, precision=0.435, recall=0.416, f1=0.425) for name in CLASSES),
+        confusions=(Confusion("truck", "automobile", 39),),
+    )
     pretend_terminal(monkeypatch, 40)
     show_evaluation(evaluation)
     lines = printed(capsys)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,14 @@ from fastcifar.errors import FastcifarError
 from fastcifar.inference.pictures import find_pictures, load_picture
 from fastcifar.inference.weights import load_plain_weights
 from fastcifar.recipes import get_recipe
-from fastcifar.results.metrics import class_scores, confusion_matrix, top_confusions, wilson_interval
+from fastcifar.results.metrics import (
+    ClassScores,
+    Confusion,
+    class_scores,
+    confusion_matrix,
+    top_confusions,
+    wilson_interval,
+)
 from fastcifar.results.records import BEST_FILE
 from fastcifar.training.checkpoint import load_checkpoint
 from fastcifar.training.device import is_bf16_fast, resolve_device
@@ -80,6 +86,64 @@ class Classifier:
         return compute_logits(
             self.model, images, mean=self.mean, std=self.std, precision=self.settings.precision, coeffs=coeffs
         )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model does on images it was not trained on.
+
+    Attributes:
+        checkpoint: the path of the model.
+        recipe: that it was trained by.
+        num_epochs: that it was trained for.
+        split: "val", "test" or "test10k".
+        num_images: that it was evaluated on.
+        augmented: whether they were augmented.
+        mirror_tta: whether each was classified together with its mirror image.
+        accuracy: the share of them that is classified correctly.
+        interval_95: the ends of the accuracy's 95% Wilson score interval.
+        loss: mean cross-entropy.
+        classes: the scores of each class.
+        confusions: the most frequent ones, at most ten.
+    """
+
+    checkpoint: str
+    recipe: str
+    num_epochs: int
+    split: str
+    num_images: int
+    augmented: bool
+    mirror_tta: bool
+    accuracy: float
+    interval_95: tuple[float, float]
+    loss: float
+    classes: tuple[ClassScores, ...]
+    confusions: tuple[Confusion, ...]
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A class that a picture may be of."""
+
+    class_name: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model takes a picture for.
+
+    Attributes:
+        path: of the picture.
+        top: its likeliest classes, likeliest first; none of a file that cannot be read.
+        error: why it cannot be read.
+        note: what was assumed about it.
+    """
+
+    path: str
+    top: tuple[Guess, ...]
+    error: str | None = None
+    note: str | None = None
 
 
 def load_classifier(path: Path, device: str = "auto", precision: str = "auto") -> Classifier:
@@ -167,8 +231,8 @@ def evaluate_split(
     augmented: bool = False,
     mirror_tta: bool = False,
     num_images: int | None = None,
-) -> dict[str, Any]:
-    """How well a model does on images it was not trained on.
+) -> Evaluation:
+    """Measure how well a model does on images it was not trained on.
 
     Args:
         classifier: the model.
@@ -177,10 +241,6 @@ def evaluate_split(
         augmented: on the augmented images of the run's seed, as `test_accuracy_augmented` in `results.json`.
         mirror_tta: see `Classifier.logits`.
         num_images: of val and of test, the fixed choice that `--eval-images` makes; None for all.
-
-    Returns:
-        Plain values by name: `accuracy`, its `interval_95`, `loss`, `classes` and `confusions` of `scores`, and what
-        was asked for.
 
     Raises:
         FastcifarError: the data is damaged, or there is no such split or number of images.
@@ -200,25 +260,25 @@ def evaluate_split(
     all_logits, all_labels = torch.cat(logits), torch.cat(labels)
     loss, accuracy = loss_and_accuracy(all_logits, all_labels)
     counts = confusion_matrix(all_labels.numpy(), all_logits.argmax(1).numpy())
-    return {
-        "checkpoint": str(classifier.path),
-        "recipe": classifier.settings.recipe.name,
-        "num_epochs": classifier.num_epochs,
-        "split": split,
-        "num_images": len(all_labels),
-        "augmented": augmented,
-        "mirror_tta": mirror_tta,
-        "accuracy": accuracy,
-        "interval_95": list(wilson_interval(int(counts.trace()), len(all_labels))),
-        "loss": loss,
-        "classes": class_scores(counts),
-        "confusions": top_confusions(counts, 10),
-    }
+    return Evaluation(
+        checkpoint=str(classifier.path),
+        recipe=classifier.settings.recipe.name,
+        num_epochs=classifier.num_epochs,
+        split=split,
+        num_images=len(all_labels),
+        augmented=augmented,
+        mirror_tta=mirror_tta,
+        accuracy=accuracy,
+        interval_95=wilson_interval(int(counts.trace()), len(all_labels)),
+        loss=loss,
+        classes=class_scores(counts),
+        confusions=top_confusions(counts, 10),
+    )
 
 
 def predict_pictures(
     classifier: Classifier, paths: list[Path], num_classes: int = 3, *, recursive: bool = False
-) -> list[dict[str, Any]]:
+) -> list[Prediction]:
     """Find the likeliest classes of picture files.
 
     Args:
@@ -228,8 +288,7 @@ def predict_pictures(
         recursive: whether the folders' sub-folders are searched, too.
 
     Returns:
-        For each file its `path`, and under `top` a list of `class` and `probability`; of one that cannot be read the
-        list is empty and `error` says why. A `note` says what was assumed about a file.
+        One for each file, those that cannot be read included.
 
     Raises:
         FastcifarError: a folder holds no pictures, or cannot be read.
@@ -239,7 +298,7 @@ def predict_pictures(
 
 def classify_pictures(
     classifier: Classifier, files: list[Path], num_classes: int = 3
-) -> tuple[list[dict[str, Any]], list[Images]]:
+) -> tuple[list[Prediction], list[Images]]:
     """Do the same for files, each of which is read once; also returns the images of those that can be read."""
     pictures, errors = {}, {}
     for position, file in enumerate(files):
@@ -248,16 +307,15 @@ def classify_pictures(
         except FastcifarError as error:
             errors[position] = str(error)
     images = [picture.image for picture in pictures.values()]
-    rows: list[dict[str, Any]] = [{"path": str(file), "top": []} for file in files]
-    for position, reason in errors.items():
-        rows[position]["error"] = reason
-    for position, picture in pictures.items():
-        if picture.note:
-            rows[position]["note"] = picture.note
+    top = {}
     if images:
         found = classifier.logits(torch.from_numpy(np.stack(images))).softmax(1).topk(num_classes)
         for position, *row in zip(pictures, found.values.tolist(), found.indices.tolist(), strict=True):
-            rows[position]["top"] = [
-                {"class": CLASSES[label], "probability": probability} for probability, label in zip(*row, strict=True)
-            ]
-    return rows, images
+            top[position] = tuple(Guess(CLASSES[label], share) for share, label in zip(*row, strict=True))
+    predictions = [
+        Prediction(str(file), (), error=errors[position])
+        if position in errors
+        else Prediction(str(file), top[position], note=pictures[position].note or None)
+        for position, file in enumerate(files)
+    ]
+    return predictions, images

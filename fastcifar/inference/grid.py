@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -25,6 +25,9 @@ from fastcifar.results.style import (
     styled,
 )
 
+if TYPE_CHECKING:  # so that what cannot be drawn is refused before torch is imported
+    from fastcifar.inference.classifier import Guess, Prediction
+
 _MAX_PICTURES = 40
 _RENDER = {".png": as_png, ".svg": as_svg}
 _PALE_BLUE = "#8FBBD9"
@@ -45,7 +48,7 @@ def check_grid(path: Path, pictures: Sequence[Path]) -> None:
         raise ArgumentError("picture", f"would replace {path}, which is to be classified: give another name")
 
 
-def write_grid(path: Path, images: Sequence[Images], predictions: Sequence[dict[str, Any]], *, title: str) -> None:
+def write_grid(path: Path, images: Sequence[Images], predictions: "Sequence[Prediction]", *, title: str) -> None:
     """Draw pictures and their predictions into a file.
 
     Args:
@@ -62,12 +65,12 @@ def write_grid(path: Path, images: Sequence[Images], predictions: Sequence[dict[
         temporary.write_bytes(content)
 
 
-def draw_grid(images: Sequence[Images], predictions: Sequence[dict[str, Any]], *, title: str) -> Figure:
+def draw_grid(images: Sequence[Images], predictions: "Sequence[Prediction]", *, title: str) -> Figure:
     """Pictures as the model gets them, with bars of their likeliest classes.
 
     Args:
         images: of each picture `(32, 32, 3)` uint8, at least one.
-        predictions: of each picture its `path`, and under `top` the `class` and `probability` (0..1), likeliest first.
+        predictions: of each picture.
         title: which model it was, shown below the headline.
 
     Returns:
@@ -88,7 +91,7 @@ def draw_grid(images: Sequence[Images], predictions: Sequence[dict[str, Any]], *
         for position, (image, prediction) in enumerate(zip(images, predictions, strict=True)):
             row, column = divmod(position, num_columns)
             left, top = MARGIN + column * column_pitch, first_top + row * row_pitch
-            name = _shorten(one_line(Path(prediction["path"]).name))
+            name = _shorten(one_line(Path(prediction.path).name))
             figure.text(left / WIDTH, 1 - (top - 0.08) / height, name, va="bottom", gid=f"name-{position}")
             axes = add_axes(left, top, side)
             axes.imshow(image, interpolation="nearest")
@@ -96,7 +99,7 @@ def draw_grid(images: Sequence[Images], predictions: Sequence[dict[str, Any]], *
             axes.spines[:].set_visible(False)
             bars_left = left + side + 0.95
             bars_width = (WIDTH if num_columns == 1 else left + column_pitch) - bars_left - 0.7
-            _plot_bars(add_axes(bars_left, top, bars_width), prediction["top"], position)
+            _plot_bars(add_axes(bars_left, top, bars_width), prediction.top, position)
         add_caption(
             figure,
             "Each picture as the model gets it: the middle square, 32x32 pixels. "
@@ -105,15 +108,15 @@ def draw_grid(images: Sequence[Images], predictions: Sequence[dict[str, Any]], *
     return figure
 
 
-def _plot_bars(axes: Axes, top: Sequence[dict[str, Any]], position: int) -> None:
+def _plot_bars(axes: Axes, top: "Sequence[Guess]", position: int) -> None:
     axes.set(xlim=(0, 1), ylim=(len(top) - 0.5, -0.5), xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     for rank, guess in enumerate(top):
         color, weight = (BLUE, "bold") if rank == 0 else (_PALE_BLUE, "normal")
         axes.barh(rank, 1, height=0.42, color=GRID)
-        axes.barh(rank, guess["probability"], height=0.42, color=color, gid=f"bar-{position}-{rank}")
+        axes.barh(rank, guess.probability, height=0.42, color=color, gid=f"bar-{position}-{rank}")
         axes.annotate(
-            guess["class"],
+            guess.class_name,
             (0, rank),
             xytext=(-6, 0),
             textcoords="offset points",
@@ -123,7 +126,7 @@ def _plot_bars(axes: Axes, top: Sequence[dict[str, Any]], position: int) -> None
             weight=weight,
         )
         axes.annotate(
-            f"{guess['probability']:.1%}",
+            f"{guess.probability:.1%}",
             (1, rank),
             xytext=(6, 0),
             textcoords="offset points",

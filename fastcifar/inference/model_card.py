@@ -1,13 +1,13 @@
 """What lies beside exported weights: a model card, as model hubs show it, and their configuration."""
 
 from pathlib import Path
-from typing import Any
 
 from fastcifar import __version__
 from fastcifar.data import cifar10
 from fastcifar.data.cifar10 import CLASSES
 from fastcifar.files import write_json
 from fastcifar.results.metrics import wilson_interval
+from fastcifar.results.records import Results
 from fastcifar.training.settings import Settings
 
 _CARD = """\
@@ -65,13 +65,13 @@ The code that trained this model is under the MIT licence. Whoever publishes the
 """
 
 
-def write_card(folder: Path, settings: Settings, results: dict[str, Any], num_correct: int, num_images: int) -> None:
+def write_card(folder: Path, settings: Settings, results: Results, num_correct: int, num_images: int) -> None:
     """Write `README.md` and `config.json`.
 
     Args:
         folder: to write to.
         settings: of the run.
-        results: as in `results.json`.
+        results: the run's.
         num_correct: test images that the weights classify rightly.
         num_images: test images.
     """
@@ -85,9 +85,9 @@ def write_card(folder: Path, settings: Settings, results: dict[str, Any], num_co
         accuracy=num_correct / num_images,
         low=low,
         high=high,
-        augmented=results["best"]["test_accuracy_augmented"],
+        augmented=results.best.test_accuracy_augmented,
         precision=settings.precision,
-        epoch=results["best"]["epoch"] + 1,
+        epoch=results.best.epoch + 1,
         epochs=recipe.epochs,
         mean=recipe.mean,
         std=recipe.std,

@@ -3,9 +3,8 @@
 Nothing here needs torch, a display or pyplot's global state.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -13,7 +12,14 @@ from fastcifar.data import cifar10
 from fastcifar.errors import FastcifarError, one_line
 from fastcifar.results.confusion import draw_confusion
 from fastcifar.results.curves import RUN_COLORS, ComparedRun, draw_comparison, draw_curves
-from fastcifar.results.records import PREDICTIONS_FILE, RESULTS_FILE, read_config, read_metrics, read_predictions
+from fastcifar.results.records import (
+    PREDICTIONS_FILE,
+    RESULTS_FILE,
+    RunConfig,
+    read_config,
+    read_metrics,
+    read_predictions,
+)
 from fastcifar.results.run_dir import remove_leftovers
 from fastcifar.results.samples import draw_samples
 from fastcifar.results.style import write_figures
@@ -104,18 +110,18 @@ def name_runs(run_dirs: Sequence[Path]) -> list[str]:
     return [one_line(name if names.count(name) == 1 else str(path)) for name, path in zip(names, run_dirs, strict=True)]
 
 
-def describe_run(config: Mapping[str, Any], num_epochs: int) -> dict[str, str]:
+def describe_run(config: RunConfig, num_epochs: int) -> dict[str, str]:
     """What a run is, in parts of a few words; a part that goes without saying is empty.
 
     Args:
         config: from `read_config`.
         num_epochs: how many are finished.
     """
-    epochs, num_images, all_images = config["epochs"], config["num_train_images"], cifar10.SPEC.num_train
+    epochs, num_images, all_images = config.epochs, config.num_train_images, cifar10.SPEC.num_train
     return {
-        "recipe": config["recipe"],
+        "recipe": config.recipe,
         "epochs": (f"{num_epochs} of " if num_epochs < epochs else "") + f"{epochs} epoch{'s' if epochs != 1 else ''}",
         "images": f"{num_images:,} of {all_images:,} training images" if num_images < all_images else "",
-        "seed": f"seed {config['seed']}",
-        "device": f"{config['precision']} on {config['device_name']}",
+        "seed": f"seed {config.seed}",
+        "device": f"{config.precision} on {config.device_name}",
     }

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from fastcifar.results.records import EpochMetrics
 from fastcifar.results.style import BLUE, GRID, INK, MARGIN, MUTED, VERMILLION, WIDTH, add_caption, build_figure, styled
 
 # Okabe and Ito's, but for their yellow, which is lost on white.
@@ -32,15 +33,14 @@ class ComparedRun:
 
     name: str
     details: str
-    metrics: Sequence[Mapping[str, float]]
+    metrics: Sequence[EpochMetrics]
 
 
-def draw_curves(metrics: Sequence[Mapping[str, float]], *, title: str) -> Figure:
+def draw_curves(metrics: Sequence[EpochMetrics], *, title: str) -> Figure:
     """Loss and accuracy of training and validation over the epochs, and the learning rate below.
 
     Args:
-        metrics: one mapping an epoch, at least one, in order, with `epoch` (from 0; shown from 1), `train_loss`,
-            `train_accuracy` (0..1), `val_loss`, `val_accuracy` (0..1) and `lr`.
+        metrics: of the epochs in order, at least one. Epochs count from 0 and are shown from 1.
         title: which run this is, shown below the headline.
 
     Returns:
@@ -165,9 +165,10 @@ def draw_comparison(compared: Sequence[ComparedRun], *, title: str) -> Figure:
     return figure
 
 
-def _columns(metrics: Sequence[Mapping[str, float]]) -> dict[str, Column]:
+def _columns(metrics: Sequence[EpochMetrics]) -> dict[str, Column]:
     """The metrics by name, `(E,)` each; epochs count from 1."""
-    column = {key: np.array([line[key] for line in metrics], np.float64) for key in metrics[0]}
+    names = [field.name for field in fields(EpochMetrics)]
+    column = {name: np.array([getattr(line, name) for line in metrics], np.float64) for name in names}
     return column | {"epoch": column["epoch"] + 1}
 
 

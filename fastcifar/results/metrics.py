@@ -1,13 +1,41 @@
 """What a table of labels and predictions says: accuracy with its interval, scores of each class, confusions."""
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastcifar.data.cifar10 import CLASSES, NUM_CLASSES
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How well one class is told from the others; a share that has nothing to divide by is None.
+
+    Attributes:
+        class_name: which class.
+        num_images: of that class.
+        precision: the share of that class among the images taken for it.
+        recall: the share of its images that are recognised.
+        f1: the harmonic mean of both.
+    """
+
+    class_name: str
+    num_images: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often images of one class are taken for another."""
+
+    label: str
+    predicted: str
+    count: int
 
 
 def wilson_interval(num_correct: int, num_total: int) -> tuple[float, float]:
@@ -42,8 +70,8 @@ def confusion_matrix(labels: NDArray[Any], predicted: NDArray[Any]) -> NDArray[n
     return counts.reshape(NUM_CLASSES, NUM_CLASSES)
 
 
-def class_scores(counts: NDArray[np.int64]) -> list[dict[str, Any]]:
-    """Precision, recall and F1 of each class; one that has nothing to divide by is None.
+def class_scores(counts: NDArray[np.int64]) -> tuple[ClassScores, ...]:
+    """Precision, recall and F1 of each class.
 
     Args:
         counts: from `confusion_matrix`.
@@ -57,19 +85,12 @@ def class_scores(counts: NDArray[np.int64]) -> list[dict[str, Any]]:
         hits, num_images, num_predicted = (
             int(n) for n in (counts[label, label], counts[label].sum(), counts[:, label].sum())
         )
-        rows.append(
-            {
-                "class": name,
-                "num_images": num_images,
-                "precision": share(hits, num_predicted),
-                "recall": share(hits, num_images),
-                "f1": share(2 * hits, num_images + num_predicted),
-            }
-        )
-    return rows
+        precision, recall = share(hits, num_predicted), share(hits, num_images)
+        rows.append(ClassScores(name, num_images, precision, recall, share(2 * hits, num_images + num_predicted)))
+    return tuple(rows)
 
 
-def top_confusions(counts: NDArray[np.int64], num_confusions: int) -> Sequence[dict[str, Any]]:
+def top_confusions(counts: NDArray[np.int64], num_confusions: int) -> tuple[Confusion, ...]:
     """The most frequent mistakes, most frequent first; ties in the order of the classes.
 
     Args:
@@ -79,8 +100,8 @@ def top_confusions(counts: NDArray[np.int64], num_confusions: int) -> Sequence[d
     mistakes = counts - np.diag(np.diag(counts))
     order = np.argsort(-mistakes, axis=None, kind="stable")[:num_confusions]
     cells = [divmod(int(cell), NUM_CLASSES) for cell in order]
-    return [
-        {"label": CLASSES[label], "predicted": CLASSES[predicted], "count": int(mistakes[label, predicted])}
+    return tuple(
+        Confusion(CLASSES[label], CLASSES[predicted], int(mistakes[label, predicted]))
         for label, predicted in cells
         if mistakes[label, predicted]
-    ]
+    )

@@ -1,18 +1,20 @@
-"""What a run directory holds as data: configuration, metrics, results and predictions, read and checked here only."""
+"""What a run directory holds as data: types for configuration, metrics, results and predictions, and their reader."""
 
 import contextlib
+import dataclasses
 import datetime
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcifar.data import cifar10
 from fastcifar.data.cifar10 import IMAGE_SIZE, NUM_CLASSES, Images, Labels
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import FastcifarError, one_line
 from fastcifar.files import read_json, read_text, replacing, write_json
 from fastcifar.machine import describe_environment
 
@@ -25,23 +27,227 @@ _RENAMED = {
     "eval_images": "num_eval_images",
     "val_and_test_accuracy": "test10k_accuracy",
 }
-# What others rely on; there is more in both files.
-CONFIG_TYPES = {
-    "recipe": str,
-    "epochs": int,
-    "seed": int,
-    "precision": str,
-    "device_name": str,
-    "num_train_images": int,
-}
-METRICS_KEYS = ("epoch", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "lr", "img_per_s", "seconds")
-RESULTS_KEYS = ("epoch", "val_accuracy", "test_accuracy", "test_accuracy_augmented")
 _FLOAT32_MAX = 3.4028234663852886e38  # what is measured is no greater, and can be drawn
+_INT64_MAX = 2**63 - 1
+_DESCRIPTIONS: dict[Any, str] = {
+    int: "a 64-bit integer",
+    float: "a finite float32 number",
+    str: "text",
+    bool: "true or false",
+    datetime.datetime: "a time with its offset from UTC",
+    tuple: "a list of the right length",
+    dict: "a mapping of names to values",
+    Literal: "a known choice",
+}
+
+Record = TypeVar("Record")
 
 
-def with_present_names(values: dict[str, Any]) -> dict[str, Any]:
-    """Configuration or results with the keys of this version, where version 0.1 wrote them under other names."""
-    return {_RENAMED.get(key, key): value for key, value in values.items()}
+@dataclass(frozen=True)
+class Within:
+    """For `Annotated`: the range of a number that is read, both ends included."""
+
+    low: float
+    high: float
+
+
+Share = Annotated[float, Within(0, 1)]
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """One epoch, as a line of `metrics.jsonl` has it.
+
+    Attributes:
+        epoch: counts from 0.
+        train_loss: mean over the epoch's augmented images, while the weights changed.
+        train_accuracy: likewise.
+        val_loss: on the clean validation images after the epoch.
+        val_accuracy: likewise.
+        lr: the learning rate at the epoch's start.
+        img_per_s: training images a second, of all ranks.
+        seconds: of training and validation.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: Share
+    val_loss: float
+    val_accuracy: Share
+    lr: float
+    img_per_s: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the weights of one epoch reach.
+
+    Attributes:
+        epoch: counts from 0.
+        val_accuracy: on the clean validation images.
+        test_loss: on the clean test images.
+        test_accuracy: on the clean test images.
+        test_accuracy_augmented: on the test images, augmented like those of training.
+    """
+
+    epoch: int
+    val_accuracy: Share
+    test_loss: float
+    test_accuracy: Share
+    test_accuracy_augmented: Share
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a finished run reached, as `results.json` has it.
+
+    Attributes:
+        best: of the epoch with the highest validation accuracy, the first of equals.
+        last: of the last epoch.
+        num_test_images: that were tested on.
+        test10k_accuracy: of the last weights on validation and test images together, the official test set.
+        img_per_s: training images a second, the epochs' median.
+        seconds: wall time of the run over all its parts.
+    """
+
+    best: Scores
+    last: Scores
+    num_test_images: Annotated[int, Within(1, 10_000)]
+    test10k_accuracy: Share
+    img_per_s: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """When and where a stopped run went on.
+
+    Attributes:
+        num_epochs: that it had.
+        begun: when it went on.
+        environment: as `machine.describe_environment` gives it.
+    """
+
+    num_epochs: int
+    begun: datetime.datetime
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run was begun with, as `config.json` has it.
+
+    Attributes:
+        recipe: by name.
+        epochs: of the whole run.
+        seed: of initialisation, order and augmentation.
+        precision: "bf16" or "fp32".
+        device_name: the processor's own name.
+        num_train_images: of the training set.
+        settings: all settings by name, those above included.
+        published_accuracy: what the recipe's authors report, 0..1.
+        begun: when.
+        environment: as `machine.describe_environment` gives it.
+        resumed: where the run went on after it was stopped, in order.
+    """
+
+    recipe: str
+    epochs: int
+    seed: int
+    precision: str
+    device_name: str
+    num_train_images: int
+    settings: dict[str, Any]
+    published_accuracy: Share | None = None
+    begun: datetime.datetime | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    resumed: tuple[Resumption, ...] = ()
+
+
+def parse_record(kind: type[Record], values: object, damaged: str, *, strict: bool = False) -> Record:
+    """Make a dataclass of plain values, as `json.loads` or `torch.load` give them, and check each field's type.
+
+    Nothing is converted but integers to floats, lists to tuples, and ISO 8601 text to times.
+
+    Args:
+        kind: a dataclass. Its fields are int, float, str, bool, datetime, Literal, `tuple`, `dict[str, ...]`, a
+            dataclass, another class (whose instances are taken as they are), or one of these `| None`.
+        values: a dict by the fields' names, or by those of version 0.1. A field with a default may be missing.
+        damaged: how the message of an error begins, such as "results.json is damaged".
+        strict: whether a key that is no field is an error; it is ignored otherwise.
+
+    Raises:
+        FastcifarError: a field is missing or its value is of another type, out of its range, or a number that is not
+            finite in float32 or 64-bit integers. The message names the field.
+    """
+    present = {_RENAMED.get(key, key): value for key, value in values.items()} if isinstance(values, dict) else values
+    try:
+        return _parse_fields(kind, present, "", strict=strict)
+    except FastcifarError as error:
+        raise FastcifarError(f"{damaged}: {error}") from error
+
+
+def _parse_fields(kind: type[Record], values: object, prefix: str, *, strict: bool = False) -> Record:
+    if not isinstance(values, dict):
+        raise FastcifarError(f"{prefix.rstrip('.') or 'it'} is not a mapping of names to values")
+    types, parsed = get_type_hints(kind, include_extras=True), {}
+    for each in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if each.name in values:
+            parsed[each.name] = _parse_value(types[each.name], values[each.name], prefix + each.name)
+        elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+            raise FastcifarError(f"{prefix}{each.name} is missing")
+    unknown = [key for key in values if key not in types]
+    if strict and unknown:
+        raise FastcifarError(f"{prefix}{one_line(str(unknown[0]))} is not known")
+    return kind(**parsed)
+
+
+def _parse_value(kind: Any, value: Any, name: str) -> Any:
+    outer, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if outer in (Union, UnionType):  # the former where Annotated is one of its parts
+        return None if value is None else _parse_value(inner[0], value, name)
+    if outer is Annotated:
+        number, limits = _parse_value(inner[0], value, name), inner[1]
+        if not limits.low <= number <= limits.high:
+            raise FastcifarError(f"{name} is not within {limits.low:,} to {limits.high:,}")
+        return number
+    if outer is tuple and isinstance(value, list | tuple):
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        if len(kinds) == len(value):
+            pairs = zip(kinds, value, strict=True)
+            return tuple(_parse_value(each, item, f"{name}[{i}]") for i, (each, item) in enumerate(pairs))
+    elif outer is dict and isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: _parse_value(inner[1], item, f"{name}.{one_line(key)}") for key, item in value.items()}
+    elif outer is Literal and type(value) is str and value in inner:
+        return value
+    elif kind is float and type(value) in (int, float) and abs(value) <= _FLOAT32_MAX:
+        return float(value)
+    elif kind is int and type(value) is int and abs(value) <= _INT64_MAX:
+        return value
+    elif kind is datetime.datetime and isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            time = datetime.datetime.fromisoformat(value)
+            if time.tzinfo is not None:
+                return time
+    elif outer is None and kind not in (int, float) and type(value) is kind:
+        return value
+    elif dataclasses.is_dataclass(kind):
+        return _parse_fields(kind, value, f"{name}.")  # type: ignore[arg-type]
+    raise FastcifarError(f"{name} is not {_DESCRIPTIONS.get(outer or kind, kind)}")
+
+
+def as_plain(record: Any) -> dict[str, Any]:
+    """A dataclass as JSON holds it; the key of a field called `class_name` is `class`, which Python keeps to itself."""
+
+    def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = {"class" if name == "class_name" else name: value for name, value in items}
+        times = {key: value.isoformat() for key, value in values.items() if isinstance(value, datetime.datetime)}
+        return values | times
+
+    return dataclasses.asdict(record, dict_factory=plain)
 
 
 def write_config(run_dir: Path, settings: dict[str, Any], *, resumed_at: int | None = None) -> None:
@@ -52,39 +258,40 @@ def write_config(run_dir: Path, settings: dict[str, Any], *, resumed_at: int | N
         settings: as `Settings.as_config` gives them.
         resumed_at: for a run that goes on, the number of epochs it had; its environments are kept side by side.
     """
-    begun = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-    here: dict[str, Any] = {"begun": begun, "environment": describe_environment()}
+    now = datetime.datetime.now().astimezone().replace(microsecond=0)
+    here = {"begun": now.isoformat(), "environment": describe_environment()}
+    content: dict[str, Any] = {**settings, **here}
     if resumed_at is not None:
         with contextlib.suppress(FastcifarError):  # a run that was killed early has none yet
             before = read_config(run_dir)
-            parts = before["resumed"] if isinstance(before.get("resumed"), list) else []
-            parts.append({"num_epochs": resumed_at, **here})
-            here = {"begun": before.get("begun"), "environment": before.get("environment"), "resumed": parts}
-    write_json(run_dir / CONFIG_FILE, {**settings, **here})
+            parts = [*map(as_plain, before.resumed), {"num_epochs": resumed_at, **here}]
+            begun = before.begun and before.begun.isoformat()
+            content |= {"begun": begun, "environment": before.environment, "resumed": parts}
+    write_json(run_dir / CONFIG_FILE, content)
 
 
-def read_config(run_dir: Path) -> dict[str, Any]:
+def read_config(run_dir: Path) -> RunConfig:
     """Read `config.json`.
 
     Raises:
         FastcifarError: it is missing or damaged, or was not written by a run.
     """
     path = run_dir / CONFIG_FILE
-    config = read_json(path)
-    given = with_present_names(config) if isinstance(config, dict) else {}
-    missing = [key for key, kind in CONFIG_TYPES.items() if type(given.get(key)) is not kind]
-    if missing:
-        raise FastcifarError(f"{path} is no run's configuration: it lacks {', '.join(missing)}")
-    return given
+    values = read_json(path)
+    if isinstance(values, dict):
+        others = ("begun", "environment", "resumed")
+        settings = {_RENAMED.get(key, key): value for key, value in values.items() if key not in others}
+        values = values | {"settings": settings}
+    return parse_record(RunConfig, values, f"{path} is damaged, or not a run's configuration")
 
 
-def write_metrics(run_dir: Path, metrics: list[dict[str, Any]]) -> None:
+def write_metrics(run_dir: Path, metrics: Sequence[EpochMetrics]) -> None:
     """Write `metrics.jsonl`, a line an epoch; whole at every moment, because it is replaced."""
     with replacing(run_dir / METRICS_FILE) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in metrics), encoding="utf-8")
+        temporary.write_text("".join(json.dumps(as_plain(line)) + "\n" for line in metrics), encoding="utf-8")
 
 
-def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+def read_metrics(run_dir: Path) -> list[EpochMetrics]:
     """Read the lines of `metrics.jsonl`, at least one.
 
     Raises:
@@ -95,59 +302,27 @@ def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
             values = json.loads(line)
-        except (ValueError, RecursionError):
-            values = None
-        if not is_metrics(values):
-            raise FastcifarError(f"{path} is damaged: line {number} is no epoch's metrics")
-        metrics.append({key: float(values[key]) for key in METRICS_KEYS})
+        except (ValueError, RecursionError) as error:
+            raise FastcifarError(f"{path} is damaged: line {number} is not valid JSON") from error
+        metrics.append(parse_record(EpochMetrics, values, f"{path} is damaged: line {number}"))
     if not metrics:
         raise FastcifarError(f"{path} has no lines: the run finished no epoch")
     return metrics
 
 
-def is_metrics(line: Any) -> bool:
-    """Whether it is one epoch's metrics: a dict with the keys that others rely on, each a number in float32's range."""
-    return isinstance(line, dict) and all(_is_finite(line.get(key)) for key in METRICS_KEYS)
-
-
-def write_results(run_dir: Path, results: dict[str, Any]) -> None:
+def write_results(run_dir: Path, results: Results) -> None:
     """Write `results.json`."""
-    write_json(run_dir / RESULTS_FILE, results)
+    write_json(run_dir / RESULTS_FILE, as_plain(results))
 
 
-def read_results(run_dir: Path) -> dict[str, Any]:
+def read_results(run_dir: Path) -> Results:
     """Read `results.json`.
-
-    Returns:
-        Under `best` and `last` at least `RESULTS_KEYS`, accuracies 0..1; `num_test_images`, at least 1; `img_per_s`.
 
     Raises:
         FastcifarError: it is missing or damaged.
     """
     path = run_dir / RESULTS_FILE
-    results = read_json(path)
-    sound = (
-        isinstance(results, dict)
-        and all(_is_row(results.get(name)) for name in ("best", "last"))
-        and type(results.get("num_test_images")) is int
-        and 1 <= results["num_test_images"] <= cifar10.SPEC.num_test
-        and _is_finite(results.get("img_per_s"))
-    )
-    if not sound:
-        raise FastcifarError(f"{path} is damaged: it holds no run's results")
-    return with_present_names(results)
-
-
-def _is_row(row: Any) -> bool:
-    return (
-        isinstance(row, dict)
-        and all(_is_finite(row.get(key)) for key in RESULTS_KEYS)
-        and all(0 <= row[key] <= 1 for key in RESULTS_KEYS[1:])
-    )
-
-
-def _is_finite(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= _FLOAT32_MAX
+    return parse_record(Results, read_json(path), f"{path} is damaged")
 
 
 @dataclass(frozen=True, eq=False)

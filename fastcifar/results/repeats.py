@@ -9,7 +9,7 @@ from typing import Any
 from fastcifar.errors import ArgumentError, FastcifarError
 from fastcifar.files import read_json, write_json
 from fastcifar.results.charts import describe_run
-from fastcifar.results.records import CONFIG_FILE, RESULTS_FILE, read_config, read_metrics, read_results
+from fastcifar.results.records import CONFIG_FILE, RESULTS_FILE, RunConfig, read_config, read_metrics, read_results
 from fastcifar.results.run_dir import list_runs
 from fastcifar.results.seed_statistics import Difference, Mean, mean_of, num_seeds_needed, paired, welch
 
@@ -18,7 +18,7 @@ MEASURES = {"test_accuracy": "clean", "test_accuracy_augmented": "augmented", "t
 TOLD_APART = (0.001, 0.002, 0.005)  # differences of accuracy, 0..1
 
 # What may differ between the seeds of a folder: it does not change what is trained.
-_NOT_COMPARED = {"seed", "device_name", "num_threads", "num_workers", "begun", "environment", "resumed"}
+_NOT_COMPARED = {"seed", "device_name", "num_threads", "num_workers"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Repeats:
     """
 
     folder: Path
-    config: Mapping[str, Any]
+    config: RunConfig
     devices: tuple[str, ...]
     runs: tuple[SeedRun, ...]
     target_accuracy: float | None
@@ -73,7 +73,7 @@ class Repeats:
 
     def describe(self) -> dict[str, str]:
         """What was trained, in parts of a few words."""
-        parts = describe_run(self.config, self.config["epochs"]) | {"seed": ""}
+        parts = describe_run(self.config, self.config.epochs) | {"seed": ""}
         return {part: text for part, text in parts.items() if text}
 
     def values(self, measure: str) -> list[float]:
@@ -125,10 +125,10 @@ def seed_dirs(folder: Path) -> dict[int, Path]:
 
 
 def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings of two configurations that differ and may change what is trained, with both values."""
+    """Settings of two runs that differ and may change what is trained, with both values."""
 
-    def comparable(config: Mapping[str, Any]) -> dict[str, Any]:
-        values = {key: value for key, value in config.items() if key not in _NOT_COMPARED}
+    def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+        values = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
         device = {"device": str(values["device"]).split(":")[0]} if "device" in values else {}
         return values | device
 
@@ -142,14 +142,14 @@ def describe_differing(differing: Mapping[str, tuple[Any, Any]]) -> str:
     return ", ".join(f"{key} {first} and {second}" for key, (first, second) in differing.items())
 
 
-def check_same_settings(folder: Path, config: Mapping[str, Any]) -> None:
+def check_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Refuse a folder that holds seeds of other settings.
 
     Raises:
         FastcifarError: it does; the differing settings are named.
     """
     for path in seed_dirs(folder).values():
-        if (path / CONFIG_FILE).exists() and (differing := differing_settings(read_config(path), config)):
+        if (path / CONFIG_FILE).exists() and (differing := differing_settings(read_config(path).settings, settings)):
             raise FastcifarError(f"{path} is of other settings: {describe_differing(differing)}")
 
 
@@ -167,11 +167,11 @@ def read_repeats(folder: Path, target_accuracy: float | None = None) -> Repeats:
     if not dirs:
         raise FastcifarError(f"{folder} holds no seeds: `fastcifar repeat` makes such a folder")
     configs = [read_config(path) for path in dirs.values()]
-    check_same_settings(folder, configs[0])
+    check_same_settings(folder, configs[0].settings)
     return Repeats(
         folder=folder,
         config=configs[0],
-        devices=tuple(dict.fromkeys(config["device_name"] for config in configs)),
+        devices=tuple(dict.fromkeys(config.device_name for config in configs)),
         runs=tuple(_read_seed(seed, path, target_accuracy) for seed, path in dirs.items()),
         target_accuracy=target_accuracy,
     )
@@ -191,17 +191,17 @@ def _read_seed(seed: int, path: Path, target_accuracy: float | None) -> SeedRun:
     if not (path / RESULTS_FILE).exists():
         return SeedRun(seed, list_runs(path)[0].state)
     results, metrics = read_results(path), read_metrics(path)
-    reached = [line["epoch"] for line in metrics if target_accuracy and line["val_accuracy"] >= target_accuracy]
+    reached = [line.epoch for line in metrics if target_accuracy and line.val_accuracy >= target_accuracy]
     return SeedRun(
         seed,
         "finished",
         accuracies={
-            "test_accuracy": results["best"]["test_accuracy"],
-            "test_accuracy_augmented": results["best"]["test_accuracy_augmented"],
-            "test10k_accuracy": results["test10k_accuracy"],
+            "test_accuracy": results.best.test_accuracy,
+            "test_accuracy_augmented": results.best.test_accuracy_augmented,
+            "test10k_accuracy": results.test10k_accuracy,
         },
-        seconds=results["seconds"],
-        epochs_to_target=int(min(reached)) + 1 if reached else None,
+        seconds=results.seconds,
+        epochs_to_target=min(reached) + 1 if reached else None,
     )
 
 
@@ -216,7 +216,7 @@ def compare_repeats(first: Repeats, second: Repeats, *, by_seed: bool = False) -
     Raises:
         FastcifarError: they were tested on different images, or too few seeds are finished.
     """
-    differing = differing_settings(first.config, second.config)
+    differing = differing_settings(first.config.settings, second.config.settings)
     if "num_eval_images" in differing:
         images = " and on ".join(map(str, differing["num_eval_images"]))
         raise FastcifarError(
@@ -266,7 +266,7 @@ def _as_json(repeats: Repeats) -> dict[str, Any]:
     states = [run.state for run in repeats.runs]
     return {
         "name": repeats.name,
-        "settings": {key: value for key, value in repeats.config.items() if key not in _NOT_COMPARED},
+        "settings": {key: value for key, value in repeats.config.settings.items() if key not in _NOT_COMPARED},
         "devices": list(repeats.devices),
         "target_accuracy": repeats.target_accuracy,
         "num_finished": states.count("finished"),

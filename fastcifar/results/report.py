@@ -1,5 +1,6 @@
 """A report on runs: one HTML page of what they reached, their charts, settings and machines. Needs no torch."""
 
+import datetime
 import json
 import shlex
 import statistics
@@ -12,18 +13,25 @@ from matplotlib.figure import Figure
 
 from fastcifar import __version__
 from fastcifar.data import cifar10
-from fastcifar.errors import FastcifarError
 from fastcifar.files import replacing
 from fastcifar.recipes import RECIPES
 from fastcifar.results import page
 from fastcifar.results.charts import comparison_figure, describe_run, left_out, name_runs, run_figures
 from fastcifar.results.metrics import wilson_interval
 from fastcifar.results.page import Html
-from fastcifar.results.records import CONFIG_FILE, RESULTS_FILE, read_config, read_metrics, read_results
+from fastcifar.results.records import (
+    RESULTS_FILE,
+    EpochMetrics,
+    Results,
+    RunConfig,
+    Scores,
+    read_config,
+    read_metrics,
+    read_results,
+)
 from fastcifar.results.run_dir import list_runs
 from fastcifar.results.style import as_svg
 
-_NOT_SETTINGS = ("environment", "begun", "resumed")
 _DESCRIPTIONS = {
     "curves": "Loss, accuracy and learning rate over the epochs",
     "confusion": "Confusion matrix of the test images",
@@ -43,9 +51,9 @@ class _Run:
     name: str
     anchor: str
     state: str
-    config: dict[str, Any]
-    metrics: list[dict[str, float]]
-    results: dict[str, Any] | None
+    config: RunConfig
+    metrics: list[EpochMetrics]
+    results: Results | None
     figures: dict[str, Figure]
 
     @property
@@ -53,17 +61,8 @@ class _Run:
         return describe_run(self.config, len(self.metrics))
 
     @property
-    def settings(self) -> dict[str, Any]:
-        return {key: value for key, value in self.config.items() if key not in _NOT_SETTINGS}
-
-    @property
-    def environment(self) -> dict[str, Any]:
-        environment = self.config.get("environment")
-        return environment if isinstance(environment, dict) else {}
-
-    @property
     def img_per_s(self) -> float:
-        return statistics.median(line["img_per_s"] for line in self.metrics)
+        return statistics.median(line.img_per_s for line in self.metrics)
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> None:
@@ -96,10 +95,7 @@ def build_report(run_dirs: Sequence[Path]) -> str:
 def _read(run_dir: Path, name: str, anchor: str) -> _Run:
     config, metrics = read_config(run_dir), read_metrics(run_dir)
     results = read_results(run_dir) if (run_dir / RESULTS_FILE).exists() else None
-    state = list_runs(run_dir)[0].state
-    if state == "damaged":
-        raise FastcifarError(f"{run_dir / CONFIG_FILE} is damaged: it does not say when the run was begun")
-    return _Run(run_dir, name, anchor, state, config, metrics, results, run_figures(run_dir))
+    return _Run(run_dir, name, anchor, list_runs(run_dir)[0].state, config, metrics, results, run_figures(run_dir))
 
 
 def _describe(run: _Run, level: int) -> list[Html]:
@@ -120,25 +116,27 @@ def _describe(run: _Run, level: int) -> list[Html]:
         section("Throughput", *_throughput(run)),
         section(
             "Settings",
-            page.table(["setting", "value"], page.nested_rows(run.settings), label="Settings", num_text_columns=2),
+            page.table(
+                ["setting", "value"], page.nested_rows(run.config.settings), label="Settings", num_text_columns=2
+            ),
         ),
         section("Environment", *_environment(run)),
     ]
 
 
 def _summary(run: _Run) -> list[Html]:
-    best = max(run.metrics, key=lambda line: line["val_accuracy"])  # the first of equals
+    best = max(run.metrics, key=lambda line: line.val_accuracy)  # the first of equals
     parts = [page.paragraph(" · ".join(filter(None, run.parts.values())))]
-    rates = [line["img_per_s"] for line in run.metrics]
+    rates = [line.img_per_s for line in run.metrics]
     speed = (
         "Throughput",
         f"{run.img_per_s:,.0f} img/s",
         f"training, median of {_count(len(rates), 'epoch')} ({min(rates):,.0f} to {max(rates):,.0f})",
     )
-    published = run.config.get("published_accuracy")
+    published = run.config.published_accuracy
     authors = (
         [("Published", f"{published:.0%}", "by the recipe's authors, very likely on augmented images")]
-        if type(published) is float
+        if published is not None
         else []
     )
     if run.results is None:
@@ -148,8 +146,8 @@ def _summary(run: _Run) -> list[Html]:
                 [
                     (
                         "Best validation accuracy so far",
-                        f"{best['val_accuracy']:.2%}",
-                        f"epoch {best['epoch'] + 1:.0f}",
+                        f"{best.val_accuracy:.2%}",
+                        f"epoch {best.epoch + 1}",
                     ),
                     *authors,
                     speed,
@@ -157,12 +155,12 @@ def _summary(run: _Run) -> list[Html]:
             ),
         ]
         return parts
-    num_images, row = run.results["num_test_images"], run.results["best"]
-    of = f"best weights (epoch {row['epoch'] + 1:.0f}), {_count(num_images, 'image')}"
+    num_images, row = run.results.num_test_images, run.results.best
+    of = f"best weights (epoch {row.epoch + 1}), {_count(num_images, 'image')}"
     parts.append(
         page.cards(
             [
-                (name, f"{row[key]:.2%}", f"95% interval {_interval(row[key], num_images)}; {of}")
+                (name, f"{getattr(row, key):.2%}", f"95% interval {_interval(getattr(row, key), num_images)}; {of}")
                 for name, key in (
                     ("Test accuracy, clean", "test_accuracy"),
                     ("Test accuracy, augmented", "test_accuracy_augmented"),
@@ -171,8 +169,8 @@ def _summary(run: _Run) -> list[Html]:
             + [*authors, speed]
         )
     )
-    recipe, num_train = RECIPES.get(run.config["recipe"]), cifar10.SPEC.num_train
-    epochs, train_size = run.config["epochs"], run.config["num_train_images"]
+    recipe, num_train = RECIPES.get(run.config.recipe), cifar10.SPEC.num_train
+    epochs, train_size = run.config.epochs, run.config.num_train_images
     if recipe is not None and (epochs < recipe.epochs or train_size < num_train):
         parts.append(
             page.paragraph(
@@ -184,8 +182,8 @@ def _summary(run: _Run) -> list[Html]:
         page.table(
             ["weights", "validation", "test, clean", "test, augmented"],
             [
-                [f"{which} (epoch {row['epoch'] + 1:.0f})", f"{row['val_accuracy']:.2%}", *_accuracies(row, num_images)]
-                for which, row in (("best", run.results["best"]), ("last", run.results["last"]))
+                [f"{which} (epoch {row.epoch + 1})", f"{row.val_accuracy:.2%}", *_accuracies(row, num_images)]
+                for which, row in (("best", run.results.best), ("last", run.results.last))
             ],
             label="Accuracies",
         )
@@ -194,7 +192,7 @@ def _summary(run: _Run) -> list[Html]:
 
 
 def _unfinished(run: _Run) -> Html:
-    done = f"This run is not finished: {len(run.metrics)} of its {run.config['epochs']} epochs are. "
+    done = f"This run is not finished: {len(run.metrics)} of its {run.config.epochs} epochs are. "
     if run.state == "running":
         return page.paragraph(done, "It is still being trained.")
     return page.paragraph(done, "Go on with ", page.code(f"fastcifar train --resume {shlex.quote(str(run.path))}"), ".")
@@ -204,10 +202,10 @@ def _throughput(run: _Run) -> list[Html]:
     def row(name: str, values: list[float], digits: int) -> list[str]:
         return [name, *(f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values)))]
 
-    seconds = [line["seconds"] for line in run.metrics]
+    seconds = [line.seconds for line in run.metrics]
     total = f"{_count(len(seconds), 'epoch')} took {_duration(sum(seconds))}"
-    if run.results is not None and type(run.results.get("seconds")) is float:
-        total += f", the whole run {_duration(run.results['seconds'])}"
+    if run.results is not None:
+        total += f", the whole run {_duration(run.results.seconds)}"
     columns = [
         "epoch",
         "train loss",
@@ -220,14 +218,14 @@ def _throughput(run: _Run) -> list[Html]:
     ]
     lines = [
         [
-            f"{line['epoch'] + 1:.0f}",
-            f"{line['train_loss']:.4f}",
-            f"{line['train_accuracy']:.2%}",
-            f"{line['val_loss']:.4f}",
-            f"{line['val_accuracy']:.2%}",
-            f"{line['lr']:.3g}",
-            f"{line['img_per_s']:,.0f}",
-            f"{line['seconds']:,.1f}",
+            f"{line.epoch + 1}",
+            f"{line.train_loss:.4f}",
+            f"{line.train_accuracy:.2%}",
+            f"{line.val_loss:.4f}",
+            f"{line.val_accuracy:.2%}",
+            f"{line.lr:.3g}",
+            f"{line.img_per_s:,.0f}",
+            f"{line.seconds:,.1f}",
         ]
         for line in run.metrics
     ]
@@ -235,7 +233,7 @@ def _throughput(run: _Run) -> list[Html]:
         page.table(
             ["", "median", "least", "greatest"],
             [
-                row("training, img/s", [line["img_per_s"] for line in run.metrics], 0),
+                row("training, img/s", [line.img_per_s for line in run.metrics], 0),
                 row("epoch with validation, s", seconds, 1),
             ],
             label="Throughput",
@@ -246,23 +244,18 @@ def _throughput(run: _Run) -> list[Html]:
 
 
 def _environment(run: _Run) -> list[Html]:
-    def show(begun: object, environment: dict[str, Any]) -> Html:
-        rows = page.nested_rows(environment | ({"begun": begun} if begun else {}))
+    def show(begun: datetime.datetime | None, environment: dict[str, Any]) -> Html:
+        rows = page.nested_rows(environment | ({"begun": begun.isoformat()} if begun else {}))
         return page.table(["", "value"], rows, label="Environment", num_text_columns=2)
 
-    shown = [show(run.config.get("begun"), run.environment)]
-    resumed = run.config.get("resumed")
-    for part in resumed if isinstance(resumed, list) else []:
-        if isinstance(part, dict):
-            environment = part.get("environment")
-            is_other = isinstance(environment, dict) and environment != run.environment
-            shown += [
-                page.paragraph(
-                    f"Resumed after {_count(part.get('num_epochs'), 'epoch')}"
-                    + (":" if is_other else " in the same environment:")
-                ),
-                show(part.get("begun"), dict(environment or {}) if is_other else {}),
-            ]
+    shown = [show(run.config.begun, run.config.environment)]
+    for part in run.config.resumed:
+        is_other = part.environment != run.config.environment
+        after = f"Resumed after {_count(part.num_epochs, 'epoch')}"
+        shown += [
+            page.paragraph(after + (":" if is_other else " in the same environment:")),
+            show(part.begun, part.environment if is_other else {}),
+        ]
     return shown
 
 
@@ -270,19 +263,19 @@ def _compare(reported: Sequence[_Run]) -> list[Html]:
     """What several runs have in common and what not."""
     rows = []
     for run in reported:
-        num_images = run.results["num_test_images"] if run.results else 0
-        accuracies = _accuracies(run.results["best"], num_images) if run.results else ["", ""]
+        num_images = run.results.num_test_images if run.results else 0
+        accuracies = _accuracies(run.results.best, num_images) if run.results else ["", ""]
         rows.append(
             [
                 page.link(run.anchor, run.name),
                 run.state,
-                run.config["recipe"],
-                str(run.config["seed"]),
-                f"{len(run.metrics)}/{run.config['epochs']}",
-                f"{max(line['val_accuracy'] for line in run.metrics):.2%}",
+                run.config.recipe,
+                str(run.config.seed),
+                f"{len(run.metrics)}/{run.config.epochs}",
+                f"{max(line.val_accuracy for line in run.metrics):.2%}",
                 *accuracies,
                 f"{run.img_per_s:,.0f}",
-                _duration(sum(line["seconds"] for line in run.metrics)),
+                _duration(sum(line.seconds for line in run.metrics)),
             ]
         )
     columns = [
@@ -298,7 +291,9 @@ def _compare(reported: Sequence[_Run]) -> list[Html]:
         "time",
     ]
     figure = comparison_figure([run.path for run in reported])
-    described = [dict(page.nested_rows(run.settings | {"environment": run.environment})) for run in reported]
+    described = [
+        dict(page.nested_rows(run.config.settings | {"environment": run.config.environment})) for run in reported
+    ]
     names = list(dict.fromkeys(name for each in described for name in each))
     differing = [
         [name, *(each.get(name, "-") for each in described)]
@@ -329,18 +324,18 @@ def _over_seeds(reported: Sequence[_Run]) -> list[Html]:
     groups: dict[str, list[_Run]] = {}
     for run in reported:
         if run.results is not None:
-            shared = {key: value for key, value in run.config.items() if key not in ("seed", "begun", "resumed")}
+            shared = run.config.settings | {"seed": None, "environment": run.config.environment}
             groups.setdefault(json.dumps(shared, sort_keys=True), []).append(run)
     rows = []
     for group in groups.values():
-        best = [run.results["best"] for run in group if run.results is not None]
+        best = [run.results.best for run in group if run.results is not None]
         rows.append(
             [
                 Html(", ".join(page.link(run.anchor, run.name) for run in group)),
                 str(len(group)),
-                ", ".join(str(run.config["seed"]) for run in group),
+                ", ".join(str(run.config.seed) for run in group),
                 *(
-                    _mean_and_std([100 * row[key] for row in best], "{:.2f}%")
+                    _mean_and_std([100 * getattr(row, key) for row in best], "{:.2f}%")
                     for key in ("test_accuracy", "test_accuracy_augmented")
                 ),
                 _mean_and_std([run.img_per_s for run in group], "{:,.0f}"),
@@ -365,10 +360,10 @@ def _mean_and_std(values: list[float], form: str) -> str:
     return mean if len(values) == 1 else f"{mean} ± {form.format(statistics.stdev(values))}"
 
 
-def _accuracies(row: dict[str, Any], num_images: int) -> list[Html]:
+def _accuracies(row: Scores, num_images: int) -> list[Html]:
     """Clean and augmented, each with its interval."""
     return [
-        page.annotated(f"{row[key]:.2%}", _interval(row[key], num_images))
+        page.annotated(f"{getattr(row, key):.2%}", _interval(getattr(row, key), num_images))
         for key in ("test_accuracy", "test_accuracy_augmented")
     ]
 
@@ -378,8 +373,8 @@ def _interval(accuracy: float, num_images: int) -> str:
     return f"{low:.2%} to {high:.2%}"
 
 
-def _count(number: Any, noun: str) -> str:
-    return f"{number:,} {noun}{'s' if number != 1 else ''}" if type(number) is int else f"? {noun}s"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' if number != 1 else ''}"
 
 
 def _duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcifar.errors import FastcifarError
-from fastcifar.files import is_leftover, locked, writing
+from fastcifar.files import is_leftover, locked, read_text, writing
 from fastcifar.results.records import (
     CONFIG_FILE,
     LAST_FILE,
@@ -153,21 +153,20 @@ def _is_run(folder: Path) -> bool:
 def _summarise(path: Path) -> RunSummary:
     try:
         config = read_config(path)
-        lines = (path / METRICS_FILE).read_text(encoding="utf-8")
-        metrics = read_metrics(path) if lines else []
+        metrics = read_metrics(path) if read_text(path / METRICS_FILE) else []
         results = read_results(path) if (path / RESULTS_FILE).exists() else None
         return RunSummary(
             path=path,
             state="finished" if results is not None else "stopped" if _is_free(path) else "running",
-            recipe=config["recipe"],
+            recipe=config.recipe,
             num_epochs=len(metrics),
-            epochs=config["epochs"],
-            seed=config["seed"],
-            test_accuracy=None if results is None else float(results["best"]["test_accuracy"]),
-            img_per_s=None if results is None else float(results["img_per_s"]),
-            begun=datetime.datetime.fromisoformat(config["begun"]) if config.get("begun") else None,
+            epochs=config.epochs,
+            seed=config.seed,
+            test_accuracy=None if results is None else results.best.test_accuracy,
+            img_per_s=None if results is None else results.img_per_s,
+            begun=config.begun,
         )
-    except (FastcifarError, OSError, KeyError, TypeError, ValueError):
+    except FastcifarError:
         return RunSummary(path=path, state="damaged")
 
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastcifar.errors import one_line
+
+if TYPE_CHECKING:  # so that the class costs a script no import of numpy
+    from fastcifar.results.records import EpochMetrics, Results
 
 
 class Callback:
@@ -25,7 +28,7 @@ class Callback:
         """
 
     def on_train_begin(
-        self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]
+        self, num_epochs: int, num_steps: int, batch_size: int, finished: "Sequence[EpochMetrics]"
     ) -> None:
         """Training begins.
 
@@ -39,11 +42,11 @@ class Callback:
     def on_step_end(self, epoch: int, step: int) -> None:
         """A step was issued; both count from 0. On a GPU it may still be running."""
 
-    def on_epoch_end(self, metrics: dict[str, Any]) -> None:
+    def on_epoch_end(self, metrics: "EpochMetrics") -> None:
         """An epoch ended; its line of `metrics.jsonl`."""
 
-    def on_train_end(self, results: dict[str, Any]) -> None:
-        """The run is finished; what its `results.json` holds. Not called for a run that is stopped."""
+    def on_train_end(self, results: "Results") -> None:
+        """The run is finished, with these results. Not called for a run that is stopped."""
 
 
 class Callbacks(Callback):
@@ -80,7 +83,7 @@ class Callbacks(Callback):
         self._tell("on_run_begin", run_dir, config)
 
     def on_train_begin(
-        self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]
+        self, num_epochs: int, num_steps: int, batch_size: int, finished: "Sequence[EpochMetrics]"
     ) -> None:
         """Tell all."""
         self._tell("on_train_begin", num_epochs, num_steps, batch_size, finished)
@@ -89,10 +92,10 @@ class Callbacks(Callback):
         """Tell all."""
         self._tell("on_step_end", epoch, step)
 
-    def on_epoch_end(self, metrics: dict[str, Any]) -> None:
+    def on_epoch_end(self, metrics: "EpochMetrics") -> None:
         """Tell all."""
         self._tell("on_epoch_end", metrics)
 
-    def on_train_end(self, results: dict[str, Any]) -> None:
+    def on_train_end(self, results: "Results") -> None:
         """Tell all."""
         self._tell("on_train_end", results)

@@ -12,6 +12,7 @@ import re
 import shlex
 import time
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,15 @@ import torch
 from fastcifar.data import cifar10
 from fastcifar.errors import FastcifarError
 from fastcifar.files import replacing
-from fastcifar.results.records import BEST_FILE, LAST_FILE, is_metrics, write_metrics
+from fastcifar.results.records import (
+    BEST_FILE,
+    LAST_FILE,
+    EpochMetrics,
+    Share,
+    as_plain,
+    parse_record,
+    write_metrics,
+)
 from fastcifar.training.settings import Settings
 from fastcifar.training.trainer import Trainer
 
@@ -108,6 +117,46 @@ def check_archive(file_content: bytes) -> None:
                 raise ValueError(operation.name)
 
 
+@dataclass(frozen=True, eq=False)
+class BestEpoch:
+    """The epoch with the highest validation accuracy so far.
+
+    Attributes:
+        epoch: counts from 0.
+        val_accuracy: of that epoch.
+        model: the model's state dict then.
+    """
+
+    epoch: int
+    val_accuracy: Share
+    model: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class LastCheckpoint:
+    """What `last.pt` holds of a run that can go on.
+
+    Attributes:
+        settings: as `Settings.as_config` gave them.
+        data: the digests of the splits that it was trained on.
+        data_dir: where they were.
+        num_epochs: that are finished.
+        metrics: of each finished epoch.
+        best: None before the first epoch has finished.
+        seconds: wall time so far.
+        state: as `Trainer.state` gave it.
+    """
+
+    settings: dict[str, Any]
+    data: dict[str, Any]
+    data_dir: str
+    num_epochs: int
+    metrics: tuple[EpochMetrics, ...]
+    best: BestEpoch | None
+    seconds: float
+    state: dict[str, Any]
+
+
 class Checkpointer:
     """A run's metrics and state, in memory and on the disk.
 
@@ -124,7 +173,7 @@ class Checkpointer:
 
     Attributes:
         metrics: of every finished epoch, as in `metrics.jsonl`.
-        best: epoch, validation accuracy and weights of the best epoch so far; empty before the first.
+        best: the best epoch so far; None before the first.
 
     Raises:
         FastcifarError: the checkpoint is of another model or optimizer.
@@ -136,12 +185,12 @@ class Checkpointer:
         data_dir: Path,
         run_dir: Path,
         trainer: Trainer,
-        checkpoint: dict[str, Any] | None,
+        checkpoint: LastCheckpoint | None,
         *,
         writes: bool = True,
     ) -> None:
-        self.metrics: list[dict[str, Any]] = []
-        self.best: dict[str, Any] = {}
+        self.metrics: list[EpochMetrics] = []
+        self.best: BestEpoch | None = None
         self._trainer, self._run_dir, self._writes = trainer, run_dir, writes
         self._common = {
             "settings": settings.as_config(),
@@ -154,12 +203,12 @@ class Checkpointer:
         self._start, self._seconds_before = time.monotonic(), 0.0
         if checkpoint is not None:
             try:
-                trainer.load_state(checkpoint)
+                trainer.load_state(checkpoint.state)
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
                 path = run_dir / LAST_FILE
                 raise FastcifarError(f"{path} is of another model or optimizer than this version's") from error
-            self.metrics, self.best = checkpoint["metrics"], checkpoint["best"]
-            self._seconds_before = checkpoint["seconds"]
+            self.metrics, self.best = [*checkpoint.metrics], checkpoint.best
+            self._seconds_before = checkpoint.seconds
 
     @property
     def seconds(self) -> float:
@@ -184,13 +233,13 @@ class Checkpointer:
         """How to go on."""
         return f"go on with `fastcifar train --resume {shlex.quote(str(self._run_dir))}`"
 
-    def finish_epoch(self, metrics: dict[str, Any]) -> None:
+    def finish_epoch(self, metrics: EpochMetrics) -> None:
         """Record an epoch that is finished and evaluated."""
         self.metrics.append(metrics)
         self._write_metrics()
         self._unsaved = self._trainer.state()
-        if not self.best or metrics["val_accuracy"] > self.best["val_accuracy"]:
-            self.best = {key: metrics[key] for key in ("epoch", "val_accuracy")} | {"model": self._unsaved["model"]}
+        if self.best is None or metrics.val_accuracy > self.best.val_accuracy:
+            self.best = BestEpoch(metrics.epoch, metrics.val_accuracy, self._unsaved["model"])
         if time.monotonic() - self._saved_at >= CHECKPOINT_INTERVAL_S:
             self._save()
 
@@ -201,48 +250,37 @@ class Checkpointer:
     def _save(self) -> None:
         if self._unsaved is None or not self._writes:
             return
-        if self.best:
-            save_checkpoint(self._run_dir / BEST_FILE, {**self._common, **self.best})
-        progress = {"num_epochs": len(self.metrics), "metrics": self.metrics, "best": self.best}
+        best = {} if self.best is None else vars(self.best)
+        if best:
+            save_checkpoint(self._run_dir / BEST_FILE, {**self._common, **best})
+        progress = {"num_epochs": len(self.metrics), "metrics": [*map(as_plain, self.metrics)], "best": best}
         last = {**self._common, **self._unsaved, **progress, "seconds": self.seconds}
         save_checkpoint(self._run_dir / LAST_FILE, last)
         self._unsaved, self._saved_at = None, time.monotonic()
 
 
-def read_last(run_dir: Path) -> dict[str, Any]:
-    """Read a run's `last.pt`, as `Checkpointer` takes it.
+def read_last(run_dir: Path) -> LastCheckpoint:
+    """Read a run's `last.pt`.
 
     Raises:
         FastcifarError: it is missing or damaged, or the run used other data.
     """
     path = run_dir / LAST_FILE
     content = load_checkpoint(path)
-    best, metrics, num_epochs = content.get("best"), content.get("metrics"), content.get("num_epochs")
-    sound = (
-        isinstance(metrics, list)
-        and type(num_epochs) is int
-        and num_epochs == len(metrics)
-        and all(is_metrics(line) and line["epoch"] == epoch for epoch, line in enumerate(metrics))
-        and isinstance(best, dict)
-        and (_is_best(best, num_epochs, content["model"]) if metrics else not best)
-        and type(content.get("seconds")) is float
-        and isinstance(content.get("data_dir"), str)
-        and isinstance(content.get("settings"), dict)
-    )
-    if not sound:
-        raise FastcifarError(f"{path} is damaged, or no checkpoint to go on from")
-    if content.get("data") != cifar10.SPEC.digests:
+    damaged = f"{path} is damaged, or no checkpoint to go on from"
+    if content.get("best") == {}:
+        content["best"] = None
+    state = {key: content.get(key) for key in ("model", "optimizer", "scheduler")}
+    last = parse_record(LastCheckpoint, content | {"state": state}, damaged)
+    if [line.epoch for line in last.metrics] != list(range(last.num_epochs)):
+        raise FastcifarError(f"{damaged}: metrics are not those of its {last.num_epochs} epochs")
+    if not (_is_best(last.best, last.num_epochs, content["model"]) if last.best else last.num_epochs == 0):
+        raise FastcifarError(f"{damaged}: best is not one of its {last.num_epochs} epochs")
+    if last.data != cifar10.SPEC.digests:
         raise FastcifarError(f"{path} is of a run on other data than CIFAR-10 as this version splits it")
-    return content
+    return last
 
 
-def _is_best(best: dict[str, Any], num_epochs: int, model: dict[str, Any]) -> bool:
-    return (
-        set(best) == {"epoch", "val_accuracy", "model"}
-        and type(best["epoch"]) is int
-        and 0 <= best["epoch"] < num_epochs
-        and type(best["val_accuracy"]) is float
-        and is_state(best["model"])
-        and {name: value.shape for name, value in best["model"].items()}
-        == {name: value.shape for name, value in model.items()}
-    )
+def _is_best(best: BestEpoch, num_epochs: int, model: dict[str, torch.Tensor]) -> bool:
+    shapes, expected = ({name: value.shape for name, value in each.items()} for each in (best.model, model))
+    return 0 <= best.epoch < num_epochs and shapes == expected

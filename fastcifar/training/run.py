@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +17,18 @@ from fastcifar.data.prepare import prepare_data
 from fastcifar.distributed import LostPeerError, World, init_distributed
 from fastcifar.errors import ArgumentError, DivergedError, FastcifarError, Interrupted
 from fastcifar.pipeline.loader import build_loader
-from fastcifar.results.records import Predictions, write_config, write_predictions, write_results
+from fastcifar.results.records import (
+    EpochMetrics,
+    Predictions,
+    Results,
+    Scores,
+    write_config,
+    write_predictions,
+    write_results,
+)
 from fastcifar.results.run_dir import check_unused, interrupted_run_dir, is_stopped, new_run_dir
 from fastcifar.training.callbacks import Callback
-from fastcifar.training.checkpoint import Checkpointer, read_last
+from fastcifar.training.checkpoint import BestEpoch, Checkpointer, LastCheckpoint, read_last
 from fastcifar.training.device import configured_device, is_out_of_memory
 from fastcifar.training.evaluate import EvalSet, compute_logits, loss_and_accuracy
 from fastcifar.training.settings import Settings, restore_settings
@@ -31,7 +38,7 @@ from fastcifar.training.trainer import Trainer
 
 def train_model(
     settings: Settings, data_dir: Path, out: Path | None = None, callback: Callback | None = None
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, Results]:
     """Train by a recipe, evaluate, and fill a run directory.
 
     Under torchrun every process calls this with the settings it resolved; rank 0 writes the files and calls the
@@ -44,7 +51,7 @@ def train_model(
         callback: is told how it goes; None for nobody.
 
     Returns:
-        The run directory, and what its `results.json` holds.
+        The run directory and the results, which are in its `results.json`, too.
 
     Raises:
         FastcifarError: the data is damaged, a file cannot be written, the device has too little memory, or the loss is
@@ -68,7 +75,7 @@ def train_model(
 
 def resume_training(
     run_dir: Path, data_dir: Path | None = None, callback: Callback | None = None
-) -> tuple[Settings, dict[str, Any]]:
+) -> tuple[Settings, Results]:
     """Go on with a run that was stopped, with its own settings, from its last checkpoint.
 
     On a CPU of the same kind with the same torch, the weights and metrics are, to the last bit, those of the run that
@@ -80,7 +87,7 @@ def resume_training(
         callback: is told how it goes; None for nobody.
 
     Returns:
-        The run's settings, and what its `results.json` holds.
+        The run's settings and its results.
 
     Raises:
         FastcifarError: as `train_model`, and where the run cannot go on here.
@@ -92,11 +99,11 @@ def resume_training(
             stack.enter_context(interrupted_run_dir(run_dir))
         checkpoint = world.broadcast(read_last(run_dir) if world.is_main else None)
         try:
-            settings = restore_settings(checkpoint["settings"])
+            settings = restore_settings(checkpoint.settings)
         except FastcifarError as error:
             raise FastcifarError(f"cannot resume {run_dir}: {error}") from error
         if data_dir is None:
-            data_dir = Path(checkpoint["data_dir"])
+            data_dir = Path(checkpoint.data_dir)
             if not is_prepared(data_dir):
                 raise ArgumentError(
                     "data_dir", f"{data_dir} is not there any more: name the new place of the run's data"
@@ -168,7 +175,7 @@ class Run:
             sync_bn=settings.sync_bn,
         )
 
-    def train(self, run_dir: Path, checkpoint: dict[str, Any] | None) -> dict[str, Any]:
+    def train(self, run_dir: Path, checkpoint: LastCheckpoint | None) -> Results:
         """Train the epochs that are left, then test.
 
         Args:
@@ -176,7 +183,7 @@ class Run:
             checkpoint: to go on from, as `read_last` gives it; None for a new run.
 
         Returns:
-            What the run's `results.json` holds.
+            The results.
         """
         recipe = self.settings.recipe
         self.callback.on_run_begin(run_dir, self.settings.as_config())
@@ -217,8 +224,8 @@ class Run:
             _stop_if_told(signals, checkpointer)  # it died of the same signal
             raise FastcifarError(f"{error}: {checkpointer.describe()}; {checkpointer.remedy()}") from error
 
-    def _train_epoch(self, epoch: int, checkpointer: Checkpointer, signals: StopSignals) -> dict[str, Any]:
-        """Train for an epoch and validate; returns its metrics."""
+    def _train_epoch(self, epoch: int, checkpointer: Checkpointer, signals: StopSignals) -> EpochMetrics:
+        """Train for an epoch and validate."""
         trainer, loader, start = self.trainer, self.loader, time.perf_counter()
         lr = trainer.optimizer.param_groups[0]["lr"]
 
@@ -233,33 +240,34 @@ class Run:
             bad_step = trainer.first_bad_step()
             where = "the validation" if bad_step is None else f"step {bad_step + 1}"
             raise DivergedError(f"the loss is not finite in {where} of epoch {epoch + 1}", checkpointer.describe())
-        return {
-            "epoch": epoch,
-            "train_loss": train_loss,
-            "train_accuracy": train_accuracy,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-            "lr": lr,
-            "img_per_s": loader.num_steps * self.settings.recipe.global_batch_size / train_seconds,
-            "seconds": self.world.all_reduce_max(time.perf_counter() - start),
-        }
+        return EpochMetrics(
+            epoch=epoch,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            lr=lr,
+            img_per_s=loader.num_steps * self.settings.recipe.global_batch_size / train_seconds,
+            seconds=self.world.all_reduce_max(time.perf_counter() - start),
+        )
 
-    def _finish(self, checkpointer: Checkpointer, run_dir: Path) -> dict[str, Any]:
+    def _finish(self, checkpointer: Checkpointer, run_dir: Path) -> Results:
         """Test the last weights and the best ones, and write predictions by the best, results and charts."""
         last, logits = self._test(checkpointer.metrics[-1])
         best = last
-        if checkpointer.best["epoch"] != last["epoch"]:
-            self.trainer.model.load_state_dict(checkpointer.best["model"])
+        assert checkpointer.best is not None
+        if checkpointer.best.epoch != last.epoch:
+            self.trainer.model.load_state_dict(checkpointer.best.model)
             best, logits = self._test(checkpointer.best)
-        results = {
-            "best": best,
-            "last": last,
-            "num_test_images": len(self.test.labels),
+        results = Results(
+            best=best,
+            last=last,
+            num_test_images=len(self.test.labels),
             # Val and test together are the official 10,000 test images, of which others report; both count alike.
-            "test10k_accuracy": (last["val_accuracy"] + last["test_accuracy"]) / 2,
-            "img_per_s": statistics.median(metrics["img_per_s"] for metrics in checkpointer.metrics),
-            "seconds": checkpointer.seconds,
-        }
+            test10k_accuracy=(last.val_accuracy + last.test_accuracy) / 2,
+            img_per_s=statistics.median(metrics.img_per_s for metrics in checkpointer.metrics),
+            seconds=checkpointer.seconds,
+        )
         if self.world.is_main:
             labels = self.test.labels.cpu().numpy().astype(np.uint8)
             write_predictions(run_dir, Predictions(self.test.images.cpu().numpy(), labels, logits.cpu().numpy()))
@@ -278,18 +286,12 @@ class Run:
             again = f"fastcifar charts {shlex.quote(str(run_dir))}"
             self.callback.on_warning(f"the charts could not be drawn ({reason}): `{again}` draws them again")
 
-    def _test(self, metrics: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
-        """The model's row of `results.json`, clean and augmented, and its logits of the clean images."""
+    def _test(self, epoch: EpochMetrics | BestEpoch) -> tuple[Scores, Tensor]:
+        """What the model of that epoch reaches, and its logits of the clean images."""
         logits = self.logits(self.test)
         loss, accuracy = loss_and_accuracy(logits, self.test.labels)
         augmented = loss_and_accuracy(self.logits(self.test, augmented=True), self.test.labels)[1]
-        return {
-            "epoch": metrics["epoch"],
-            "val_accuracy": metrics["val_accuracy"],
-            "test_loss": loss,
-            "test_accuracy": accuracy,
-            "test_accuracy_augmented": augmented,
-        }, logits
+        return Scores(epoch.epoch, epoch.val_accuracy, loss, accuracy, augmented), logits
 
     def logits(self, images: EvalSet, *, augmented: bool = False) -> Tensor:
         """The model's logits, `(N, 10)` float32."""

@@ -10,7 +10,7 @@ from fastcifar.distributed import World, world_from_env
 from fastcifar.errors import ArgumentError, FastcifarError
 from fastcifar.machine import count_cpus, describe_cpu
 from fastcifar.recipes import RECIPES, Recipe
-from fastcifar.results.records import with_present_names
+from fastcifar.results.records import parse_record
 from fastcifar.training.device import is_bf16_fast, resolve_device
 
 
@@ -126,25 +126,25 @@ def resolve_settings(
     )
 
 
-def parse_settings(config: Any) -> Settings:
+def parse_settings(config: object) -> Settings:
     """The settings that `as_config` gave.
 
     Raises:
         FastcifarError: they are damaged, or of another version.
     """
-    try:
-        values = with_present_names(dict(config))
-        names = [field.name for field in fields(Recipe) if field.name != "name"]
-        recipe = Recipe(name=values.pop("recipe"), **{name: values.pop(name) for name in names})
-        settings = Settings(recipe=recipe, **values)
-        _check_types(recipe)
-        _check_types(settings)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FastcifarError("the settings in its checkpoint are damaged, or of another version") from error
-    return settings
+    damaged = "the settings in its checkpoint are damaged, or of another version"
+    if not isinstance(config, dict):
+        raise FastcifarError(damaged)
+    names = {field.name for field in fields(Recipe)} - {"name"}
+    missing = sorted({"recipe", *names} - config.keys())
+    if missing:  # those with a default, too
+        raise FastcifarError(f"{damaged}: {missing[0]} is missing")
+    recipe = parse_record(Recipe, {**config, "name": config["recipe"]}, damaged)
+    others = {key: value for key, value in config.items() if key not in names}
+    return parse_record(Settings, others | {"recipe": recipe}, damaged, strict=True)
 
 
-def restore_settings(config: Any) -> Settings:
+def restore_settings(config: object) -> Settings:
     """The settings that `as_config` gave, for a run that goes on here, be it in a world of another size.
 
     Raises:
@@ -177,14 +177,6 @@ def _check_divides(world: World, global_batch_size: int) -> None:
             "global_batch_size",
             f"{global_batch_size} cannot be shared equally by {world.size} processes: give {nearest}",
         )
-
-
-def _check_types(instance: Any) -> None:
-    """Raise TypeError unless every simple field holds its declared type."""
-    for field in fields(instance):
-        value = getattr(instance, field.name)
-        if field.type in (int, float, str, bool) and type(value) is not field.type:
-            raise TypeError(field.name)
 
 
 def _count_threads() -> int:

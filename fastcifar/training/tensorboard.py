@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar.machine import check_installed
+from fastcifar.results.records import EpochMetrics, Results
 from fastcifar.training.callbacks import Callback
 
 _SCALARS = {
@@ -34,7 +35,7 @@ class TensorBoardLogger(Callback):
         self._folder = run_dir / "tensorboard"
 
     def on_train_begin(
-        self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]
+        self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[EpochMetrics]
     ) -> None:
         """Open the log; of a resumed run, write its epochs again in the place of those of an earlier log."""
         from torch.utils.tensorboard import SummaryWriter
@@ -43,15 +44,15 @@ class TensorBoardLogger(Callback):
         for metrics in finished:
             self.on_epoch_end(metrics)
 
-    def on_epoch_end(self, metrics: dict[str, Any]) -> None:
+    def on_epoch_end(self, metrics: EpochMetrics) -> None:
         """Write an epoch's scalars to the disk."""
         for key, name in _SCALARS.items():
-            self._writer.add_scalar(name, metrics[key], metrics["epoch"] + 1)
+            self._writer.add_scalar(name, getattr(metrics, key), metrics.epoch + 1)
         self._writer.flush()
 
-    def on_train_end(self, results: dict[str, Any]) -> None:
+    def on_train_end(self, results: Results) -> None:
         """Write the test accuracies of the best weights, and close the log."""
-        best = results["best"]
+        best = results.best
         for key in ("test_accuracy", "test_accuracy_augmented"):
-            self._writer.add_scalar(f"accuracy/{key}", best[key], best["epoch"] + 1)
+            self._writer.add_scalar(f"accuracy/{key}", getattr(best, key), best.epoch + 1)
         self._writer.close()

@@ -30,6 +30,7 @@ from fastcifar.kernels.gather import normalise
 from fastcifar.pipeline.augment import affine_coeffs, sample_augmentation
 from fastcifar.pipeline.loader import Batch, EpochPlanner, ResidentLoader
 from fastcifar.recipes import Recipe, get_recipe
+from fastcifar.results.records import as_plain
 from fastcifar.training import evaluate
 from fastcifar.training.model import build_model
 from fastcifar.training.trainer import Trainer
@@ -180,9 +181,10 @@ def check_messages(world: World) -> None:
 def check_run(world: World, data: Path) -> None:
     """Every rank returns the results that rank 0 wrote to the one directory."""
     results = run(data, Path("run"), recipe="sgd92", global_batch_size=BATCH_SIZE)
-    assert without_timings(results) == world.broadcast(without_timings(results))
-    assert results["last"]["epoch"] == 2
-    assert results["num_test_images"] == 10
+    ours = without_timings(as_plain(results))
+    assert ours == world.broadcast(ours)
+    assert results.last.epoch == 2
+    assert results.num_test_images == 10
 
 
 if __name__ == "__main__":

@@ -8,23 +8,32 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
-from fastcifar.results.records import Predictions, write_config, write_metrics, write_predictions, write_results
+from fastcifar.results.records import (
+    EpochMetrics,
+    Predictions,
+    Results,
+    Scores,
+    write_config,
+    write_metrics,
+    write_predictions,
+    write_results,
+)
 
 RNG = np.random.default_rng(3)
 
 
-def build_metrics(num_epochs: int) -> list[dict[str, float]]:
+def build_metrics(num_epochs: int) -> list[EpochMetrics]:
     return [
-        {
-            "epoch": epoch,
-            "train_loss": 2 / (epoch + 1),
-            "train_accuracy": 0.3 + 0.01 * epoch,
-            "val_loss": 1.8 / (epoch + 1),
-            "val_accuracy": 0.4 + 0.01 * (epoch if epoch < 5 else 1),
-            "lr": 0.1,
-            "img_per_s": 100.0,
-            "seconds": 1.0,
-        }
+        EpochMetrics(
+            epoch=epoch,
+            train_loss=2 / (epoch + 1),
+            train_accuracy=0.3 + 0.01 * epoch,
+            val_loss=1.8 / (epoch + 1),
+            val_accuracy=0.4 + 0.01 * (epoch if epoch < 5 else 1),
+            lr=0.1,
+            img_per_s=100.0,
+            seconds=1.0,
+        )
         for epoch in range(num_epochs)
     ]
 
@@ -54,23 +63,12 @@ def build_predictions(num_images: int, wrong: dict[int, float]) -> Predictions:
     return Predictions(RNG.integers(0, 256, (num_images, 32, 32, 3), np.uint8), labels, logits)
 
 
-def build_results(accuracy: float, augmented: float, **changes: Any) -> dict[str, Any]:
-    row = {"epoch": 1, "val_accuracy": 0.6, "test_loss": 1.0, "test_accuracy": accuracy}
-    row["test_accuracy_augmented"] = augmented
-    return {
-        "best": row,
-        "last": row | {"epoch": 2},
-        "num_test_images": 1000,
-        "img_per_s": 100.0,
-        "seconds": 75.0,
-        "test10k_accuracy": 0.6,
-        **changes,
-    }
+def build_results(accuracy: float, augmented: float) -> Results:
+    best, last = (Scores(epoch, 0.6, 1.0, accuracy, augmented) for epoch in (1, 2))
+    return Results(best, last, num_test_images=1000, test10k_accuracy=0.6, img_per_s=100.0, seconds=75.0)
 
 
-def write_run(
-    folder: Path, metrics: list[dict[str, float]], results: dict[str, Any] | None = None, **config: Any
-) -> Path:
+def write_run(folder: Path, metrics: list[EpochMetrics], results: Results | None = None, **config: Any) -> Path:
     """A run directory; one without results is not finished."""
     folder.mkdir(parents=True)
     usual = {

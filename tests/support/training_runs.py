@@ -11,7 +11,15 @@ import numpy as np
 import torch
 
 from fastcifar.recipes import get_recipe
-from fastcifar.results.records import BEST_FILE, LAST_FILE, METRICS_FILE, RESULTS_FILE, read_predictions
+from fastcifar.results.records import (
+    BEST_FILE,
+    LAST_FILE,
+    METRICS_FILE,
+    RESULTS_FILE,
+    EpochMetrics,
+    Results,
+    read_predictions,
+)
 from fastcifar.training.callbacks import Callback
 from fastcifar.training.checkpoint import load_checkpoint
 from fastcifar.training.run import train_model
@@ -24,12 +32,12 @@ class Listener(Callback):
     """Keeps what it is told; may do something at a step."""
 
     def __init__(self) -> None:
-        self.epochs: list[dict[str, Any]] = []
+        self.epochs: list[EpochMetrics] = []
         self.steps: list[tuple[int, int]] = []
         self.stop_at: tuple[int, int] | None = None
 
     def on_train_begin(
-        self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[dict[str, Any]]
+        self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[EpochMetrics]
     ) -> None:
         self.begun = (num_epochs, num_steps, batch_size, len(finished))
 
@@ -38,7 +46,7 @@ class Listener(Callback):
         if self.stop_at == (epoch, step):
             os.kill(os.getpid(), signal.SIGINT)
 
-    def on_epoch_end(self, metrics: dict[str, Any]) -> None:
+    def on_epoch_end(self, metrics: EpochMetrics) -> None:
         self.epochs.append(metrics)
 
 
@@ -47,14 +55,10 @@ def tiny_settings(recipe: str = "adam89", **choices: Any) -> Settings:
     return resolve_settings(get_recipe(recipe), **(defaults | choices))
 
 
-def run(data: Path, out: Path, listener: Listener | None = None, **choices: Any) -> dict[str, Any]:
+def run(data: Path, out: Path, listener: Listener | None = None, **choices: Any) -> Results:
     run_dir, results = train_model(tiny_settings(**choices), data, out, listener or Listener())
     assert run_dir == out
     return results
-
-
-def read_metrics(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def without_timings(content: Any) -> Any:
