@@ -81,7 +81,7 @@ class Reader(HTMLParser):
 
     @property
     def text(self) -> str:
-        return "".join(self.words)
+        return " ".join("".join(self.words).split())
 
 
 def test_a_finished_run(tmp_path: Path) -> None:
@@ -89,7 +89,8 @@ def test_a_finished_run(tmp_path: Path) -> None:
         replace(line, img_per_s=rate, seconds=30.0)
         for line, rate in zip(build_metrics(3), (90.0, 120.0, 110.0), strict=True)
     ]
-    run_dir = write_run(tmp_path / "a run", metrics, build_results(0.677, 0.648))
+    odd = {"mean": [0.5, 1], "note": {"more": {"deep": None}}}
+    run_dir = write_run(tmp_path / "a run", metrics, build_results(0.677, 0.648), **odd)
     content = build_report([run_dir])
     assert build_report([run_dir]) == content
     page = Reader(content)
@@ -115,6 +116,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert "A short run: 3 of the recipe's 55 epochs, 4,096 of 50,000 training images." in page.text
     assert page.tables["Every epoch"][2] == ["2", "1.0000", "31.00%", "0.9000", "41.00%", "0.1", "120", "30.0"]
     assert ["num_train_images", "4096"] in page.tables["Settings"]
+    assert page.tables["Settings"][-2:] == [["mean", "0.5, 1"], ["note more deep", "None"]]
     assert ["versions fastcifar", __version__] in page.tables["Environment"]
     assert [image["alt"] for image in page.images] == [
         "Loss, accuracy and learning rate over the epochs. Best validation accuracy 42.00%, epoch 3.",
@@ -143,10 +145,39 @@ def test_a_page_needs_nothing_but_itself(tmp_path: Path) -> None:
         assert "<script" not in rest
 
 
+def test_a_page_is_complete_and_allows_nothing_from_outside(tmp_path: Path) -> None:
+    found: dict[str, dict[str, str | None]] = {}
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+            values = dict(attributes)
+            found[values.get("name") or values.get("http-equiv") or tag] = values
+
+    content = build_report([write_run(tmp_path / "run", build_metrics(1), build_results(0.5, 0.4))])
+    Parser().feed(content)
+    assert content.startswith("<!DOCTYPE html>\n")
+    assert content.endswith("</html>\n")
+    assert found["html"]["lang"] == "en"
+    assert found["viewport"]["content"] == "width=device-width, initial-scale=1"
+    policy = found["Content-Security-Policy"]["content"]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert "<title>run</title>" in content
+    assert "<h1>run</h1>" in content
+    assert "prefers-color-scheme: dark" in content
+    assert '<th scope="col">weights</th><th scope="col" class="figure">validation</th>' in content
+    assert '<tr><th scope="row">best (epoch 2)</th><td class="figure">60.00%</td>' in content
+
+
 def test_whatever_a_run_is_called_is_shown_as_it_is(tmp_path: Path) -> None:
     name = '<b>&"x'
     results = build_results(0.5, 0.4)
-    first = write_run(tmp_path / name, build_metrics(2), results, device_name="<i>\u202e\n", note={"<u>": ["</u>", 1]})
+    first = write_run(
+        tmp_path / name,
+        build_metrics(2),
+        results,
+        device_name="<i>\u202e\n\x1b[31m{{ 7 * 7 }}",
+        note={"<u>": ["</u>", 1]},
+    )
     second = write_run(tmp_path / "it's", build_metrics(1), None, epochs=2)
     one, many = build_report([first]), build_report([first, second])
     for content in (one, many):
@@ -154,9 +185,10 @@ def test_whatever_a_run_is_called_is_shown_as_it_is(tmp_path: Path) -> None:
         assert "<i>" not in content
         assert "<u>" not in content
         assert "\u202e" not in content
-        assert "&lt;i&gt;\\u202e\\n" in content
+        assert "\x1b" not in content
+        assert "&lt;i&gt;\\u202e\\n\\x1b[31m{{ 7 * 7 }}" in content
         assert ["note <u>", "</u>, 1"] in Reader(content).tables["Settings"]
-    assert "<title>&lt;b&gt;&amp;&quot;x</title>" in one
+    assert "<title>&lt;b&gt;&amp;&#34;x</title>" in one
     assert Reader(many).tables["Runs"][1][0] == name
     page = Reader(many)
     assert f"fastcifar train --resume '{tmp_path}/it'\"'\"'s'" in page.text
