@@ -363,6 +363,18 @@ def _given_on_the_command_line() -> list[str]:
     help="auto is the run's own, unless that is bf16 and slow here.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="OUT.png|OUT.svg",
+    help="Draw the reliability diagram: accuracy over confidence.",
+)
+@click.option(
+    "--label-errors",
+    type=click.Path(path_type=Path),
+    metavar="OUT.png|OUT.svg",
+    help="Draw the images whose label is least plausible.",
+)
 def evaluate(
     checkpoint: Path,
     split: str,
@@ -373,14 +385,24 @@ def evaluate(
     device: str,
     precision: str,
     as_json: bool,
+    calibration: Path | None,
+    label_errors: Path | None,
 ) -> None:
-    """Measure a trained model: accuracy with its 95% interval, scores of each class, what it confuses.
+    """Measure a trained model: accuracy with its 95% interval, calibration, scores of each class, what it confuses.
 
     A run directory stands for its best.pt.
     """
     if augmented and tta:
         raise click.UsageError("--augmented and --tta exclude each other")
-    from fastcifar.inference.classifier import evaluate_split, load_classifier
+    if calibration is not None or label_errors is not None:
+        from fastcifar.results.calibration import draw_calibration
+        from fastcifar.results.label_errors import draw_label_errors
+        from fastcifar.results.style import check_picture, write_picture
+
+        for name, path in (("calibration", calibration), ("label_errors", label_errors)):
+            if path is not None:
+                check_picture(path, name)
+    from fastcifar.inference.classifier import evaluate_split, load_classifier, load_label_errors
     from fastcifar.results.records import as_plain
     from fastcifar.terminal import show_evaluation
 
@@ -390,6 +412,12 @@ def evaluate(
         _show_notes([note] if note else [])
     _show_notes(classifier.notes)
     evaluation = evaluate_split(classifier, data_dir, split, augmented=augmented, mirror_tta=tta, num_images=num_images)
+    title = f"{classifier.describe()}, on {evaluation.num_images:,} images of {split}, {evaluation.describe_images()}"
+    if calibration is not None:
+        write_picture(calibration, draw_calibration(evaluation.calibration, title=title))
+    if label_errors is not None:
+        doubtful = load_label_errors(evaluation, data_dir)
+        write_picture(label_errors, draw_label_errors(doubtful, evaluation.label_errors, title=title))
     if as_json:
         click.echo(json.dumps(as_plain(evaluation), indent=2))
     else:

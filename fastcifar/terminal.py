@@ -259,14 +259,15 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     """Print what `classifier.evaluate_split` found."""
     out = plain_console()
     low, high = evaluation.interval_95
-    how = "augmented" if evaluation.augmented else "clean, mirror TTA" if evaluation.mirror_tta else "clean"
     how_long = f", {evaluation.num_epochs} epochs" if evaluation.num_epochs else ""  # of plain weights nobody knows
     out.print(f"{one_line(evaluation.checkpoint)}: {evaluation.recipe}{how_long}")
     _print_text(
         out,
         f"accuracy {evaluation.accuracy:.2%} (95% interval {low:.2%} to {high:.2%}), loss {evaluation.loss:.4f},"
-        f" on {evaluation.num_images:,} images of {evaluation.split}, {how}\n",
+        f" on {evaluation.num_images:,} images of {evaluation.split}, {evaluation.describe_images()}",
     )
+    trust = evaluation.calibration
+    _print_text(out, f"expected calibration error {trust.error:.2%} (mean confidence {trust.mean_confidence:.1%})\n")
 
     def percent(share: float | None) -> str:
         return "-" if share is None else f"{share:.1%}"

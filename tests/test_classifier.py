@@ -11,14 +11,21 @@ import pytest
 import torch
 from PIL import Image
 from support.command_line import call
-from support.containers import TEST_IMAGES
+from support.containers import TEST_IMAGES, TEST_LABELS
 from support.tiny_world import tiny_world
 from support.training_runs import Listener, run
 
 from fastcifar.data import cifar10
 from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.inference import classifier as classifier_module
-from fastcifar.inference.classifier import Classifier, evaluate_split, load_classifier, predict_pictures
+from fastcifar.inference.classifier import (
+    Classifier,
+    evaluate_split,
+    load_classifier,
+    load_label_errors,
+    predict_pictures,
+)
+from fastcifar.results.metrics import calibrate
 from fastcifar.results.records import Results, read_predictions
 from fastcifar.results.run_dir import interrupted_run_dir, list_runs
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
@@ -63,6 +70,23 @@ def test_evaluation_gives_the_figures_of_the_run(tiny_data: Path, trained: tuple
         evaluate_split(classifier, tiny_data, "train")
     with pytest.raises(FastcifarError, match="num_images must be between 1 and 10, not 11"):
         evaluate_split(classifier, tiny_data, "test", num_images=11)
+
+
+def test_label_errors_are_numbered_as_the_official_test_set_is(tiny_data: Path, trained: tuple[Path, Results]) -> None:
+    run_dir, _ = trained
+    classifier, saved = load_classifier(run_dir), read_predictions(run_dir)
+    tested = evaluate_split(classifier, tiny_data, "test")
+    assert tested.calibration.error == pytest.approx(calibrate(saved.labels, saved.logits).error, abs=1e-5)
+    both = evaluate_split(classifier, tiny_data, "test10k")
+    for evaluation in (tested, both):
+        numbers = [error.image for error in evaluation.label_errors]
+        assert len(numbers) == round(evaluation.num_images * (1 - evaluation.accuracy)) > 0
+        assert [error.label for error in evaluation.label_errors] == [cifar10.CLASSES[TEST_LABELS[n]] for n in numbers]
+        np.testing.assert_array_equal(load_label_errors(evaluation, tiny_data), TEST_IMAGES[numbers])
+    predicted = classifier.logits(torch.from_numpy(TEST_IMAGES)).argmax(1)
+    assert [error.predicted for error in both.label_errors] == [
+        cifar10.CLASSES[predicted[error.image]] for error in both.label_errors
+    ]
 
 
 def test_mirror_tta_is_the_mean_of_both(trained: tuple[Path, Results]) -> None:
@@ -122,13 +146,20 @@ def test_the_commands(
     assert lines[0].startswith("run/best.pt: adam89, ")
     assert lines[1].startswith(f"accuracy {results.test_accuracy:.2%} (95% interval ")
     assert lines[1].endswith(", on 10 images of test, clean")
-    assert lines[3].split() == ["class", "precision", "recall", "F1", "images"]
-    assert [line.split()[0] for line in lines[4:14]] == list(cifar10.CLASSES)
-    code, out, _ = call(monkeypatch, capsys, "evaluate", "run", "--split", "val", "--tta", "--json")
+    assert lines[2].startswith("expected calibration error ")
+    assert lines[4].split() == ["class", "precision", "recall", "F1", "images"]
+    assert [line.split()[0] for line in lines[5:15]] == list(cifar10.CLASSES)
+    pictures = ("--calibration", "x/calibration.svg", "--label-errors", "x/labels.png")
+    code, out, _ = call(monkeypatch, capsys, "evaluate", "run", "--split", "val", "--tta", "--json", *pictures)
     evaluation = json.loads(out)
+    assert list(evaluation["calibration"]) == ["error", "mean_confidence", "accuracy", "bins"]
+    assert list(evaluation["label_errors"][0])[:2] == ["image", "label"]
+    assert sorted(path.name for path in Path("x").iterdir()) == ["calibration.svg", "labels.png"]
     assert (code, evaluation["split"], evaluation["mirror_tta"]) == (0, "val", True)
     code, _, err = call(monkeypatch, capsys, "evaluate", "run", "--tta", "--augmented")
     assert (code, err) == (2, "Error: --augmented and --tta exclude each other\n")
+    code, _, err = call(monkeypatch, capsys, "evaluate", "none", "--label-errors", "x.gif")
+    assert (code, err) == (2, "Error: --label-errors must end in .png or .svg, not 'x.gif'\n")
 
     Image.fromarray(TEST_IMAGES[0]).resize((400, 300)).save("photo.jpg")
     code, out, err = call(monkeypatch, capsys, "predict", "run", "photo.jpg")

@@ -122,6 +122,8 @@ def test_a_finished_run(tmp_path: Path) -> None:
         "Loss, accuracy and learning rate over the epochs. Best validation accuracy 42.00%, epoch 3.",
         "Confusion matrix of the test images. Test accuracy 95.00%  (95% interval 76.39% to 99.11%).",
         "Test images with what the model takes them for. 1 of 20 test images classified wrongly.",
+        "Reliability diagram: accuracy over confidence. Expected calibration error 56.46%.",
+        "Test images whose label the model finds least plausible. The least plausible label.",
     ]
     assert "--resume" not in page.text
 
@@ -131,7 +133,7 @@ def test_a_page_needs_nothing_but_itself(tmp_path: Path) -> None:
     for chosen in (run_dirs[:1], run_dirs):
         content = build_report(chosen)
         page = Reader(content)
-        assert len(page.images) == (3 if len(chosen) == 1 else 7)
+        assert len(page.images) == (5 if len(chosen) == 1 else 11)
         for link in page.links:
             assert link.startswith(("#", "data:image/svg+xml;base64,"))
             if link.startswith("#"):

@@ -9,7 +9,7 @@ from support.terminals import pretend_terminal
 from fastcifar.data.cifar10 import CLASSES
 from fastcifar.inference.classifier import Evaluation, Guess, Prediction
 from fastcifar.recipes import get_recipe
-from fastcifar.results.metrics import ClassScores, Confusion
+from fastcifar.results.metrics import Calibration, ClassScores, Confusion
 from fastcifar.results.records import Results, Scores
 from fastcifar.results.run_dir import RunSummary
 from fastcifar.terminal import print_table, show_evaluation, show_predictions, show_runs, show_summary
@@ -144,15 +144,18 @@ def test_an_evaluation_on_a_narrow_terminal(
         loss=1.4952,
         classes=tuple(ClassScores(name, 89, precision=0.435, recall=0.416, f1=0.425) for name in CLASSES),
         confusions=(Confusion("truck", "automobile", 39),),
+        calibration=Calibration(error=0.0312, mean_confidence=0.431, accuracy=0.462, bins=()),
+        label_errors=(),
     )
     pretend_terminal(monkeypatch, 40)
     show_evaluation(evaluation)
     lines = printed(capsys)
     assert lines[0] == "runs/x/best.pt: adam89, 3 epochs"
-    assert " ".join(lines[1:4]) == (
+    assert " ".join(lines[1:6]) == (
         "accuracy 46.20% (95% interval 43.13% to 49.30%), loss 1.4952, on 1,000 images of test, clean"
+        " expected calibration error 3.12% (mean confidence 43.1%)"
     )
-    assert lines[5:8] == ["airplane", "  precision  43.5%", "  recall     41.6%"]
+    assert lines[7:10] == ["airplane", "  precision  43.5%", "  recall     41.6%"]
     assert lines[-1] == "most often taken: truck as automobile 39"
 
 

@@ -15,10 +15,15 @@ from fastcifar.inference.pictures import find_pictures, load_picture
 from fastcifar.inference.weights import load_plain_weights
 from fastcifar.recipes import get_recipe
 from fastcifar.results.metrics import (
+    NUM_LABEL_ERRORS,
+    Calibration,
     ClassScores,
     Confusion,
+    LabelError,
+    calibrate,
     class_scores,
     confusion_matrix,
+    rank_label_errors,
     top_confusions,
     wilson_interval,
 )
@@ -105,6 +110,9 @@ class Evaluation:
         loss: mean cross-entropy.
         classes: the scores of each class.
         confusions: the most frequent ones, at most ten.
+        calibration: how far its confidence is from its accuracy.
+        label_errors: the images, at most 40, whose label is least plausible; their numbers are positions in the
+            official test set.
     """
 
     checkpoint: str
@@ -119,6 +127,12 @@ class Evaluation:
     loss: float
     classes: tuple[ClassScores, ...]
     confusions: tuple[Confusion, ...]
+    calibration: Calibration
+    label_errors: tuple[LabelError, ...]
+
+    def describe_images(self) -> str:
+        """How the images were shown to the model, in a few words."""
+        return "augmented" if self.augmented else "clean, mirror TTA" if self.mirror_tta else "clean"
 
 
 @dataclass(frozen=True)
@@ -251,15 +265,18 @@ def evaluate_split(
         raise FastcifarError(f"num_images must be between 1 and {cifar10.SPEC.num_test // 2:,}, not {num_images:,}")
     halves = dict(zip(("val", "test"), load_val_and_test(data_dir), strict=True))
     chosen = list(halves.values()) if split == "test10k" else [halves[split]]
-    labels, logits = [], []
+    labels, logits, indices = [], [], []
     for half in chosen:
         images = EvalSet(half, num_images or len(half.labels), classifier.mean.device, classifier.settings.recipe)
         coeffs = images.coeffs if augmented else None
         logits.append(classifier.logits(images.images, coeffs=coeffs, mirror_tta=mirror_tta))
         labels.append(images.labels.cpu())
+        indices.append(images.indices)
     all_logits, all_labels = torch.cat(logits), torch.cat(labels)
     loss, accuracy = loss_and_accuracy(all_logits, all_labels)
     counts = confusion_matrix(all_labels.numpy(), all_logits.argmax(1).numpy())
+    positions = (torch.cat(indices) - cifar10.SPEC.num_train).tolist()
+    errors = rank_label_errors(all_labels.numpy(), all_logits.numpy(), NUM_LABEL_ERRORS)
     return Evaluation(
         checkpoint=str(classifier.path),
         recipe=classifier.settings.recipe.name,
@@ -273,7 +290,29 @@ def evaluate_split(
         loss=loss,
         classes=class_scores(counts),
         confusions=top_confusions(counts, 10),
+        calibration=calibrate(all_labels.numpy(), all_logits.numpy()),
+        label_errors=tuple(replace(error, image=positions[error.image]) for error in errors),
     )
+
+
+def load_label_errors(evaluation: Evaluation, data_dir: Path) -> Images:
+    """The images of an evaluation's label errors.
+
+    Args:
+        evaluation: from `evaluate_split`.
+        data_dir: a folder that `prepare` filled.
+
+    Returns:
+        `(N, 32, 32, 3)` uint8, in the order of `label_errors`.
+
+    Raises:
+        FastcifarError: the data is damaged.
+    """
+    halves = load_val_and_test(data_dir)
+    official = np.empty((cifar10.SPEC.num_test, *halves[0].images.shape[1:]), np.uint8)
+    for half in halves:
+        official[half.indices - cifar10.SPEC.num_train] = half.images
+    return official[np.array([error.image for error in evaluation.label_errors], np.intp)]
 
 
 def predict_pictures(

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from fastcifar.data.cifar10 import Images
 from fastcifar.errors import ArgumentError, one_line
-from fastcifar.files import replacing
 from fastcifar.results.style import (
     BLUE,
     GRID,
@@ -19,17 +18,16 @@ from fastcifar.results.style import (
     MUTED,
     WIDTH,
     add_caption,
-    as_png,
-    as_svg,
     build_figure,
+    check_picture,
     styled,
+    write_picture,
 )
 
 if TYPE_CHECKING:  # so that what cannot be drawn is refused before torch is imported
     from fastcifar.inference.classifier import Guess, Prediction
 
 _MAX_PICTURES = 40
-_RENDER = {".png": as_png, ".svg": as_svg}
 _PALE_BLUE = "#8FBBD9"
 _MAX_NAME = 44  # characters
 
@@ -40,8 +38,7 @@ def check_grid(path: Path, pictures: Sequence[Path]) -> None:
     Raises:
         FastcifarError: another ending than .png or .svg, one of the pictures itself, or too many pictures.
     """
-    if path.suffix.lower() not in _RENDER:
-        raise ArgumentError("picture", f"must end in {' or '.join(_RENDER)}, not {path.name!r}")
+    check_picture(path, "picture")
     if len(pictures) > _MAX_PICTURES:
         raise ArgumentError("picture", f"shows at most {_MAX_PICTURES} pictures, not {len(pictures)}: name fewer")
     if path.exists() and any(path.samefile(picture) for picture in pictures if picture.exists()):
@@ -60,9 +57,7 @@ def write_grid(path: Path, images: Sequence[Images], predictions: "Sequence[Pred
     Raises:
         FastcifarError: it cannot be written.
     """
-    content = _RENDER[path.suffix.lower()](draw_grid(images, predictions, title=title))
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    write_picture(path, draw_grid(images, predictions, title=title))
 
 
 def draw_grid(images: Sequence[Images], predictions: "Sequence[Prediction]", *, title: str) -> Figure:

@@ -6,12 +6,16 @@ Nothing here needs torch, a display or pyplot's global state.
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from fastcifar.data import cifar10
 from fastcifar.errors import FastcifarError, one_line
+from fastcifar.results.calibration import draw_calibration
 from fastcifar.results.confusion import draw_confusion
 from fastcifar.results.curves import RUN_COLORS, ComparedRun, draw_comparison, draw_curves
+from fastcifar.results.label_errors import draw_label_errors
+from fastcifar.results.metrics import NUM_LABEL_ERRORS, calibrate, rank_label_errors
 from fastcifar.results.records import (
     PREDICTIONS_FILE,
     RESULTS_FILE,
@@ -60,14 +64,30 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> list[Path]:
 
 def run_figures(run_dir: Path) -> dict[str, Figure]:
     """A run's figures by name, as `write_charts` writes them."""
-    config, metrics = read_config(run_dir), read_metrics(run_dir)
-    title = " · ".join(filter(None, describe_run(config, len(metrics)).values()))
+    title, metrics = _title(run_dir), read_metrics(run_dir)
     figures = {"curves": draw_curves(metrics, title=title)}
     if not left_out(run_dir):
         tested = read_predictions(run_dir)
         figures["confusion"] = draw_confusion(tested.labels, tested.logits.argmax(axis=1), title=title)
         figures["samples"] = draw_samples(tested.images, tested.labels, tested.logits, title=title)
     return figures
+
+
+def trust_figures(run_dir: Path) -> dict[str, Figure]:
+    """How far to trust the model of a run, and its test images' labels; nothing before it is finished."""
+    if left_out(run_dir):
+        return {}
+    tested, title = read_predictions(run_dir), _title(run_dir)
+    errors = rank_label_errors(tested.labels, tested.logits, NUM_LABEL_ERRORS)
+    doubtful = tested.images[np.array([error.image for error in errors], np.intp)]
+    return {
+        "calibration": draw_calibration(calibrate(tested.labels, tested.logits), title=title),
+        "label-errors": draw_label_errors(doubtful, errors, title=title, numbered=False),
+    }
+
+
+def _title(run_dir: Path) -> str:
+    return " · ".join(filter(None, describe_run(read_config(run_dir), len(read_metrics(run_dir))).values()))
 
 
 def left_out(run_dir: Path) -> str:

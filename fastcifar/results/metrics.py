@@ -1,4 +1,4 @@
-"""What a table of labels and predictions says: accuracy with its interval, scores of each class, confusions."""
+"""What labels and predictions say of a model: accuracy, scores of each class, confusions, calibration, label errors."""
 
 import math
 from dataclasses import dataclass
@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcifar.data.cifar10 import CLASSES, NUM_CLASSES
+
+NUM_LABEL_ERRORS = 40  # that are shown
+_NUM_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,57 @@ class Confusion:
     label: str
     predicted: str
     count: int
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """The images whose confidence lies in one of the bins.
+
+    Attributes:
+        num_images: how many.
+        num_correct: how many of them are classified correctly.
+        confidence: the mean of theirs, 0..1; None where there are no images.
+    """
+
+    num_images: int
+    num_correct: int
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far a model's confidence is from its accuracy.
+
+    Attributes:
+        error: the expected calibration error, 0..1.
+        mean_confidence: of all images, 0..1.
+        accuracy: on all images, 0..1.
+        bins: in order, of equal width.
+    """
+
+    error: float
+    mean_confidence: float
+    accuracy: float
+    bins: tuple[CalibrationBin, ...]
+
+
+@dataclass(frozen=True)
+class LabelError:
+    """An image whose label the model does not believe.
+
+    Attributes:
+        image: its number.
+        label: that it has.
+        label_probability: that the model gives to this label, 0..1: the label's self-confidence.
+        predicted: the class that the model takes it for.
+        predicted_probability: likewise.
+    """
+
+    image: int
+    label: str
+    label_probability: float
+    predicted: str
+    predicted_probability: float
 
 
 def wilson_interval(num_correct: int, num_total: int) -> tuple[float, float]:
@@ -104,4 +158,78 @@ def top_confusions(counts: NDArray[np.int64], num_confusions: int) -> tuple[Conf
         Confusion(CLASSES[label], CLASSES[predicted], int(mistakes[label, predicted]))
         for label, predicted in cells
         if mistakes[label, predicted]
+    )
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Probabilities of the classes.
+
+    In float64, because float32 rounds the surest predictions to the same 1.0 and would lose their order.
+
+    Args:
+        logits: `(N, 10)` float32, finite.
+
+    Returns:
+        `(N, 10)` float64; each row adds up to 1.
+    """
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
+
+
+def calibrate(labels: NDArray[Any], logits: NDArray[np.float32]) -> Calibration:
+    """The expected calibration error, with 15 bins of equal width.
+
+    Bin m of 15 holds the images whose confidence, the greatest softmax probability, lies in ((m - 1) / 15, m / 15]. The
+    error is the mean over all images of |accuracy - mean confidence| of their bin.
+    Source: Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017.
+
+    Args:
+        labels: `(N,)` integers in 0..9, N at least 1.
+        logits: `(N, 10)` float32, finite.
+    """
+    confidences, is_right = softmax(logits).max(axis=1), logits.argmax(axis=1) == labels
+    edges = np.arange(1, _NUM_BINS) / _NUM_BINS
+    number = np.searchsorted(edges, confidences, side="left")
+    num_images, num_correct, sums = (
+        np.bincount(number, weights, _NUM_BINS) for weights in (None, is_right.astype(np.float64), confidences)
+    )
+    return Calibration(
+        error=float(np.abs(num_correct - sums).sum() / len(labels)),
+        mean_confidence=float(confidences.mean()),
+        accuracy=float(is_right.mean()),
+        bins=tuple(
+            CalibrationBin(int(images), int(correct), total / images if images else None)
+            for images, correct, total in zip(num_images, num_correct, sums.tolist(), strict=True)
+        ),
+    )
+
+
+def rank_label_errors(labels: NDArray[Any], logits: NDArray[np.float32], num_errors: int) -> tuple[LabelError, ...]:
+    """The images that are taken for another class than their label's, the least plausible label first.
+
+    The order is that of the label's self-confidence: the softmax probability that the model, which was not trained on
+    the image, gives to the label. Source: Northcutt, Jiang, Chuang, "Confident Learning: Estimating Uncertainty in
+    Dataset Labels", JAIR 70 (2021), 1373-1411.
+
+    Args:
+        labels: `(N,)` integers in 0..9.
+        logits: `(N, 10)` float32, finite.
+        num_errors: how many at most.
+
+    Returns:
+        Their numbers are rows of `labels`.
+    """
+    probabilities, predicted = softmax(logits), logits.argmax(axis=1)
+    own = probabilities[np.arange(len(labels)), labels]
+    wrong = np.flatnonzero(predicted != labels)
+    order = wrong[np.argsort(own[wrong], kind="stable")][:num_errors]
+    return tuple(
+        LabelError(
+            image=int(row),
+            label=CLASSES[labels[row]],
+            label_probability=float(own[row]),
+            predicted=CLASSES[predicted[row]],
+            predicted_probability=float(probabilities[row, predicted[row]]),
+        )
+        for row in order
     )

@@ -178,8 +178,8 @@ def parse_record(kind: type[Record], values: object, damaged: str, *, strict: bo
         strict: whether a key that is no field is an error; it is ignored otherwise.
 
     Raises:
-        FastcifarError: a field is missing or its value is of another type, out of its range, or a number that is not
-            finite in float32 or 64-bit integers. The message names the field.
+        FastcifarError: a field is missing, its value is of another type or out of its range, or it is a number that
+            float32 or 64 bits cannot hold. The message names the field.
     """
     present = {_RENAMED.get(key, key): value for key, value in values.items()} if isinstance(values, dict) else values
     try:

@@ -17,7 +17,7 @@ from fastcifar.data import cifar10
 from fastcifar.errors import one_line
 from fastcifar.files import replacing
 from fastcifar.recipes import RECIPES, Recipe
-from fastcifar.results.charts import comparison_figure, describe_run, left_out, name_runs, run_figures
+from fastcifar.results.charts import comparison_figure, describe_run, left_out, name_runs, run_figures, trust_figures
 from fastcifar.results.metrics import wilson_interval
 from fastcifar.results.records import (
     RESULTS_FILE,
@@ -35,6 +35,8 @@ _DESCRIPTIONS = {
     "curves": "Loss, accuracy and learning rate over the epochs",
     "confusion": "Confusion matrix of the test images",
     "samples": "Test images with what the model takes them for",
+    "calibration": "Reliability diagram: accuracy over confidence",
+    "label-errors": "Test images whose label the model finds least plausible",
     "comparison": "Validation loss and accuracy over the epochs",
 }
 
@@ -176,7 +178,7 @@ def _read(run_dir: Path, name: str, anchor: str) -> _Run:
         config=read_config(run_dir),
         metrics=read_metrics(run_dir),
         results=read_results(run_dir) if (run_dir / RESULTS_FILE).exists() else None,
-        charts=[_chart(kind, figure) for kind, figure in run_figures(run_dir).items()],
+        charts=[_chart(kind, figure) for kind, figure in {**run_figures(run_dir), **trust_figures(run_dir)}.items()],
         left_out=left_out(run_dir),
     )
 

@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fastcifar.data.cifar10 import CLASSES, NUM_CLASSES, Images, Labels
+from fastcifar.results.metrics import softmax
 from fastcifar.results.style import BLUE, INK, MARGIN, MUTED, VERMILLION, WIDTH, add_caption, build_figure, styled
 
 CHECK, CROSS = "\N{CHECK MARK}", "\N{BALLOT X}"  # both are in DejaVu Sans, which matplotlib ships
@@ -27,7 +28,7 @@ def draw_samples(images: Images, labels: Labels, logits: NDArray[np.float32], *,
     Returns:
         A figure 8 inches wide, as high as its rows of images.
     """
-    predictions, confidences = logits.argmax(axis=1), _probabilities(logits).max(axis=1)
+    predictions, confidences = logits.argmax(axis=1), softmax(logits).max(axis=1)
     firsts = [np.flatnonzero(labels == label)[:_SAMPLES_PER_CLASS] for label in range(NUM_CLASSES)]
     wrong = np.flatnonzero(predictions != labels)
     mistakes = wrong[np.argsort(-confidences[wrong], kind="stable")][:_MAX_MISTAKES]
@@ -108,12 +109,6 @@ def draw_samples(images: Images, labels: Labels, logits: NDArray[np.float32], *,
             "confidence (softmax probability).",
         )
     return figure
-
-
-def _probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    # In float64, because float32 rounds the surest predictions to the same 1.0 and would lose their order.
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
 
 def _format_confidence(confidence: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from fastcifar.errors import one_line
+from fastcifar.errors import ArgumentError, one_line
 from fastcifar.files import replacing
 
 # Hues of Okabe and Ito's palette, which people with any common colour vision can tell apart:
@@ -96,12 +96,40 @@ def as_svg(figure: Figure) -> bytes:
     return _render(figure, format="svg", metadata={"Title": str(figure.get_label()), **_NO_METADATA})
 
 
+_RENDER = {".png": as_png, ".svg": as_svg}
+
+
 def _render(figure: Figure, **options: Any) -> bytes:
     out = io.BytesIO()
     with styled(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"Glyph \d+")  # a run may be named in letters that the font lacks
         figure.savefig(out, **options)
     return out.getvalue()
+
+
+def check_picture(path: Path, argument: str) -> None:
+    """Refuse a file that `write_picture` could not write, before any work is done for it.
+
+    Args:
+        path: of the file.
+        argument: that names it.
+
+    Raises:
+        ArgumentError: its ending is neither .png nor .svg.
+    """
+    if path.suffix.lower() not in _RENDER:
+        raise ArgumentError(argument, f"must end in {' or '.join(_RENDER)}, not {path.name!r}")
+
+
+def write_picture(path: Path, figure: Figure) -> None:
+    """Draw a figure into a .png or .svg file, which replaces its predecessor atomically.
+
+    Raises:
+        FastcifarError: it cannot be written.
+    """
+    content = _RENDER[path.suffix.lower()](figure)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_figures(figures: dict[str, Figure], folder: Path) -> list[Path]:

@@ -27,6 +27,7 @@ class EvalSet:
         recipe: whose seed, padding and angle the augmented images are drawn with.
 
     Attributes:
+        indices: `(N,)` int64, on the CPU: the images' global sample indices.
         images: `(N, 32, 32, 3)` uint8.
         labels: `(N,)` int64.
         coeffs: `(N, 9)` int32 of the augmented images, the same for every model of a seed: those of epoch 0.
@@ -35,10 +36,11 @@ class EvalSet:
     def __init__(self, split: Split, num_images: int, device: torch.device, recipe: Recipe) -> None:
         indices = torch.from_numpy(split.indices)
         chosen = choose_subset(indices, num_images)
+        self.indices = indices[chosen]
         self.images = torch.from_numpy(split.images)[chosen].to(device)
         self.labels = torch.from_numpy(split.labels)[chosen].long().to(device)
         params = sample_augmentation(
-            recipe.seed, 0, indices[chosen], padding=recipe.padding, max_angle_deg=recipe.max_angle_deg
+            recipe.seed, 0, self.indices, padding=recipe.padding, max_angle_deg=recipe.max_angle_deg
         )
         self.coeffs = affine_coeffs(params).to(device)
 

@@ -1,0 +1,67 @@
+"""Test images whose label a model finds least plausible: candidates for a wrong label."""
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from fastcifar.data.cifar10 import Images
+from fastcifar.results.metrics import LabelError
+from fastcifar.results.style import FAINT, INK, MARGIN, MUTED, VERMILLION, WIDTH, add_caption, build_figure, styled
+
+_NUM_COLUMNS = 8
+
+
+def draw_label_errors(images: Images, errors: Sequence[LabelError], *, title: str, numbered: bool = True) -> Figure:
+    """Each image with its label and the class that the model takes it for, the least plausible label first.
+
+    Args:
+        images: `(N, 32, 32, 3)` uint8, of each error.
+        errors: from `metrics.rank_label_errors`, N of them.
+        title: which model it was, shown below the headline.
+        numbered: whether to show the images' numbers.
+
+    Returns:
+        A figure 8 inches wide, as high as its rows of images.
+    """
+    num_rows = math.ceil(len(errors) / _NUM_COLUMNS)
+    pitch, side, row_pitch, first_top = 0.965, 0.8, 1.42 if numbered else 1.28, 0.82  # inches
+    height = first_top + max(0.1, num_rows * row_pitch) + 0.4
+    with styled():
+        headline = f"The {len(errors)} least plausible labels" if len(errors) > 1 else "The least plausible label"
+        if not errors:
+            headline = "Every image is taken for what its label says"
+        figure = build_figure(height, headline, title)
+        for rank, (image, error) in enumerate(zip(images, errors, strict=True)):
+            row, column = divmod(rank, _NUM_COLUMNS)
+            left, top = MARGIN + column * pitch, first_top + row * row_pitch
+            axes = figure.add_axes((left / WIDTH, 1 - (top + side) / height, side / WIDTH, side / height))
+            # Without interpolation an SVG holds the 32x32 pixels as they are.
+            axes.imshow(image, interpolation="none", gid=f"image-{error.image}")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set(visible=True, color=FAINT, linewidth=1)
+            lines = [
+                (f"{error.label} {_format_probability(error.label_probability)}", INK),
+                (f"{error.predicted} {_format_probability(error.predicted_probability)}", VERMILLION),
+            ]
+            for line, (text, color) in enumerate(lines + [(f"no. {error.image:,}", MUTED)] * numbered):
+                figure.text(
+                    left / WIDTH,
+                    1 - (top + side + 0.05 + 0.135 * line) / height,
+                    text,
+                    fontsize=7,
+                    va="top",
+                    color=color,
+                    gid=f"line-{rank}-{line}",
+                )
+        add_caption(
+            figure,
+            "Below each image: its label, and the class that the model takes it for, with their softmax "
+            "probabilities. Some labels are wrong,\nsome images are hard, and some of these are the model's own "
+            "mistakes: the more accurate the model, the fewer.",
+        )
+    return figure
+
+
+def _format_probability(probability: float) -> str:
+    return "<0.1%" if probability < 0.0005 else f"{probability:.1%}"
