@@ -170,12 +170,13 @@ def _show(value: object) -> object:
 
 
 def _read(run_dir: Path, name: str, anchor: str) -> _Run:
+    config = read_config(run_dir)  # first: what is no run is refused for lacking this file
     return _Run(
         path=run_dir,
         name=name,
         anchor=anchor,
         state=list_runs(run_dir)[0].state,
-        config=read_config(run_dir),
+        config=config,
         metrics=read_metrics(run_dir),
         results=read_results(run_dir) if (run_dir / RESULTS_FILE).exists() else None,
         charts=[_chart(kind, figure) for kind, figure in {**run_figures(run_dir), **trust_figures(run_dir)}.items()],
