@@ -365,13 +365,13 @@ def _given_on_the_command_line() -> list[str]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option(
     "--calibration",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     metavar="OUT.png|OUT.svg",
     help="Draw the reliability diagram: accuracy over confidence.",
 )
 @click.option(
     "--label-errors",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     metavar="OUT.png|OUT.svg",
     help="Draw the images whose label is least plausible.",
 )
