@@ -106,6 +106,13 @@ _TRAINING_OPTIONS = (
         type=click.Choice(["tensorboard"]),
         help="Also log every epoch, into the run directory; under torchrun only as --logger.",
     ),
+    click.option(
+        "--convolution",
+        type=click.Choice(["auto", "torch", "winograd"]),
+        default="auto",
+        show_default=True,
+        help="On a CPU: torch's own, Winograd's, or for each shape the one that was measured to be faster.",
+    ),
 )
 
 
@@ -215,7 +222,10 @@ def _with_logger(console: "Callback", log: str | None) -> "Callback":
 
 def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
     """The command that trains a whole run of a recipe with a run's settings."""
+    import torch
+
     from fastcifar.distributed import world_from_env
+    from fastcifar.training.convolution import option_of
     from fastcifar.training.settings import resolve_settings
 
     words = ["fastcifar", "train", "--recipe", recipe.name]
@@ -232,6 +242,9 @@ def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
     for name in ("seed", "device", "loader", "precision"):
         if config[name] != usual[name]:
             words += [f"--{name}", str(config[name])]
+    convolution = option_of(settings.convolution, torch.device(settings.device), settings.precision)
+    if convolution != "auto":
+        words.append(f"--convolution {convolution}")
     if config["compile"] != usual["compile"]:
         words.append("--compile" if config["compile"] else "--no-compile")
     return " ".join(words + [f"--{name.replace('_', '-')}" for name in ("deterministic", "sync_bn") if config[name]])
@@ -582,9 +595,9 @@ def doctor(data_dir: Path) -> None:
 
     is_sound = True
     for check in examine(data_dir):
-        click.echo(f"{'ok' if check.is_sound else 'problem':<9}{check.name:<10}{check.found}")
+        click.echo(f"{'ok' if check.is_sound else 'problem':<9}{check.name:<12}{check.found}")
         if check.remedy:
-            click.echo(f"{'':<19}{check.remedy}")
+            click.echo(f"{'':<21}{check.remedy}")
         is_sound = is_sound and check.is_sound
     if not is_sound:
         click.get_current_context().exit(2)

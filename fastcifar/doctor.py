@@ -43,7 +43,7 @@ class Check:
 
 
 def examine(data_dir: Path) -> Iterator[Check]:
-    """Look at everything a training needs; nothing is changed.
+    """Look at everything a training needs; nothing is changed but the cache of compiled kernels.
 
     Args:
         data_dir: where the data is, or is to be.
@@ -56,6 +56,7 @@ def examine(data_dir: Path) -> Iterator[Check]:
         "torch": _check_torch,
         "device": _check_device,
         "compiler": _check_compiler,
+        "convolution": _check_convolution,
         "FFCV": _check_ffcv,
         "matplotlib": _check_matplotlib,
         "caches": _check_caches,
@@ -104,10 +105,29 @@ def _check_device() -> Check:
 
 
 def _check_compiler() -> Check:
-    for name in (os.environ.get("CXX"), "g++", "clang++"):
-        if name and (path := shutil.which(name)):
-            return Check("compiler", True, path)
-    return Check("compiler", False, "none for C++, which torch.compile needs", "apt install g++, or give --no-compile")
+    from fastcifar.kernels.native import find_compiler
+
+    if command := find_compiler():
+        return Check("compiler", True, shlex.join(command))
+    missing = "none for C++, which torch.compile and fast convolutions on a CPU need"
+    return Check("compiler", False, missing, "apt install g++")
+
+
+def _check_convolution() -> Check:
+    from fastcifar.kernels.winograd import why_unavailable
+    from fastcifar.training.convolution import TORCH, choose_convolution
+    from fastcifar.training.device import is_bf16_fast, resolve_device
+
+    device = resolve_device("auto")
+    precision = "bf16" if is_bf16_fast(device) else "fp32"
+    convolution = choose_convolution("auto", device, precision)
+    if device.type != "cpu":
+        return Check("convolution", True, "torch's own: cuDNN's")
+    if convolution == TORCH:
+        return Check("convolution", True, f"torch's own: no others were measured in {precision} on such a CPU")
+    if reason := why_unavailable():
+        return Check("convolution", True, f"torch's own, which are slower: {reason}")
+    return Check("convolution", True, f"Winograd's in {precision} for {convolution} (channels@size:passes)")
 
 
 def _check_ffcv() -> Check:

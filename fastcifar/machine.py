@@ -91,6 +91,17 @@ def describe_cpu() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def cpu_flags() -> frozenset[str]:
+    """The instruction sets and other features that the processor states, by Linux's names; empty on another system."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(
+        next((line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features"))), "").split()
+    )
+
+
 def package_versions() -> dict[str, str]:
     """The versions of this package and of those whose arithmetic it rests on."""
     packages = ("torch", "torchvision", "ffcv", "numpy", "numba", "pillow")

@@ -25,6 +25,7 @@ def test_a_sound_machine(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "torch",
         "device",
         "compiler",
+        "convolution",
         "FFCV",
         "matplotlib",
         "caches",
@@ -123,9 +124,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     code, out, err = call(monkeypatch, capsys, "doctor")
     assert (code, err) == (2, "")
     assert out.splitlines() == [
-        "ok       CPU       two of them",
-        "problem  data      none [here]",
-        "                   make some",
+        "ok       CPU         two of them",
+        "problem  data        none [here]",
+        "                     make some",
     ]
     monkeypatch.setattr(doctor, "examine", lambda data_dir: iter(checks[:1]))
-    assert call(monkeypatch, capsys, "doctor") == (0, "ok       CPU       two of them\n", "")
+    assert call(monkeypatch, capsys, "doctor") == (0, "ok       CPU         two of them\n", "")

@@ -13,6 +13,7 @@ from fastcifar.data.folder import load_val_and_test
 from fastcifar.errors import FastcifarError
 from fastcifar.inference.pictures import find_pictures, load_picture
 from fastcifar.inference.weights import load_plain_weights
+from fastcifar.kernels.winograd import why_unavailable
 from fastcifar.recipes import get_recipe
 from fastcifar.results.metrics import (
     NUM_LABEL_ERRORS,
@@ -29,6 +30,7 @@ from fastcifar.results.metrics import (
 )
 from fastcifar.results.records import BEST_FILE
 from fastcifar.training.checkpoint import load_checkpoint
+from fastcifar.training.convolution import TORCH, use_convolution
 from fastcifar.training.device import is_bf16_fast, resolve_device
 from fastcifar.training.evaluate import EvalSet, compute_logits, loss_and_accuracy
 from fastcifar.training.model import ResNet18
@@ -160,13 +162,16 @@ class Prediction:
     note: str | None = None
 
 
-def load_classifier(path: Path, device: str = "auto", precision: str = "auto") -> Classifier:
+def load_classifier(
+    path: Path, device: str = "auto", precision: str = "auto", convolution: str | None = None
+) -> Classifier:
     """Load a model.
 
     Args:
         path: a checkpoint, or a run directory for its `best.pt`; weights as safetensors, ONNX, or a plain state dict.
         device: as for training.
         precision: "bf16" or "fp32"; "auto" is what it was trained in, unless that is bf16 and slow on the device.
+        convolution: whose are used, see `training.convolution`; None for those of the training.
 
     Raises:
         FastcifarError: it cannot be read, is damaged, or holds no weights of this network.
@@ -181,7 +186,15 @@ def load_classifier(path: Path, device: str = "auto", precision: str = "auto") -
         if is_slow:
             note = "computed in fp32, because bf16 is slow here; --precision bf16 gives the run's own figures"
             classifier = replace(classifier, notes=(*classifier.notes, note))
-    return replace(classifier, settings=replace(classifier.settings, precision=precision))
+    classifier = replace(classifier, settings=replace(classifier.settings, precision=precision))
+    convolution = classifier.settings.convolution if convolution is None else convolution
+    if convolution == TORCH or classifier.mean.device.type != "cpu":
+        return classifier
+    if reason := why_unavailable():
+        note = f"torch's own convolutions, not those of the training: {reason}"
+        return replace(classifier, notes=(*classifier.notes, note))
+    use_convolution(classifier.model, convolution)
+    return classifier
 
 
 def _load(path: Path, device: str) -> Classifier:

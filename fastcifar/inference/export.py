@@ -95,7 +95,7 @@ def export_model(run_dir: Path, format: str, out: Path | None = None) -> Path:  
         raise FastcifarError(f"{out} exists already: remove it, or give another path with --out")
     if not (run_dir / RESULTS_FILE).exists():
         raise FastcifarError(f"{run_dir} holds no {RESULTS_FILE}: only a finished run is exported")
-    classifier = load_classifier(run_dir / BEST_FILE, "cpu")
+    classifier = load_classifier(run_dir / BEST_FILE, "cpu", convolution="torch")
     if not all(value.isfinite().all() for value in classifier.model.state_dict().values()):
         raise FastcifarError(f"{classifier.path} holds weights that are not finite")
     model = ImageClassifier(classifier).eval()

@@ -4,12 +4,12 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from fastcifar.distributed import ALONE, World
 from fastcifar.errors import ArgumentError, FastcifarError
+from fastcifar.machine import cpu_flags
 from fastcifar.training.allocator import freed_memory_kept
 
 
@@ -41,11 +41,7 @@ def is_bf16_fast(device: torch.device) -> bool:
         return torch.cuda.get_device_capability(device) >= (8, 0)
     if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "AVX2"):  # ATEN_CPU_CAPABILITY can forbid AVX-512
         return False
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+    return not cpu_flags().isdisjoint(("avx512_bf16", "amx_bf16"))
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import shlex
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from fastcifar.data.folder import is_prepared, is_untouched, load_val_and_test
 from fastcifar.data.prepare import prepare_data
 from fastcifar.distributed import LostPeerError, World, init_distributed
 from fastcifar.errors import ArgumentError, DivergedError, FastcifarError, Interrupted
+from fastcifar.kernels.winograd import why_unavailable
 from fastcifar.pipeline.loader import build_loader
 from fastcifar.results.records import (
     EpochMetrics,
@@ -29,6 +31,7 @@ from fastcifar.results.records import (
 from fastcifar.results.run_dir import check_unused, interrupted_run_dir, is_stopped, new_run_dir
 from fastcifar.training.callbacks import Callback
 from fastcifar.training.checkpoint import BestEpoch, Checkpointer, LastCheckpoint, read_last
+from fastcifar.training.convolution import TORCH
 from fastcifar.training.device import configured_device, is_out_of_memory
 from fastcifar.training.evaluate import EvalSet, compute_logits, loss_and_accuracy
 from fastcifar.training.settings import Settings, restore_settings
@@ -66,6 +69,7 @@ def train_model(
             if world.is_main:
                 check_unused(out)
         stack.enter_context(_device_of(settings))
+        settings = _with_usable_convolution(settings, world, callback)
         _prepare_everywhere(data_dir, world, callback)
         run = Run(settings, data_dir, world, callback)
         new_dir = new_run_dir(out, settings.recipe.name)
@@ -109,6 +113,7 @@ def resume_training(
                     "data_dir", f"{data_dir} is not there any more: name the new place of the run's data"
                 )
         stack.enter_context(_device_of(settings))
+        settings = _with_usable_convolution(settings, world, callback)
         return settings, Run(settings, data_dir, world, callback).train(run_dir, checkpoint)
 
 
@@ -119,6 +124,14 @@ def _device_of(settings: Settings) -> contextlib.AbstractContextManager[None]:
         num_threads=settings.num_threads,
         deterministic=settings.deterministic,
     )
+
+
+def _with_usable_convolution(settings: Settings, world: World, callback: Callback) -> Settings:
+    """The settings with rank 0's convolutions on every rank: torch's own, and a line, where it has no others."""
+    reason = None if settings.convolution == TORCH else why_unavailable()
+    if reason is not None:
+        callback.on_message(f"torch's own convolutions, which are slower: {reason}")
+    return replace(settings, convolution=world.broadcast(TORCH if reason else settings.convolution))
 
 
 def _prepare_everywhere(data_dir: Path, world: World, callback: Callback) -> None:
@@ -173,6 +186,7 @@ class Run:
             compile=settings.compile,
             world=world,
             sync_bn=settings.sync_bn,
+            convolution=settings.convolution,
         )
 
     def train(self, run_dir: Path, checkpoint: LastCheckpoint | None) -> Results:

@@ -11,6 +11,7 @@ from fastcifar.errors import ArgumentError, FastcifarError
 from fastcifar.machine import count_cpus, describe_cpu
 from fastcifar.recipes import RECIPES, Recipe
 from fastcifar.results.records import parse_record
+from fastcifar.training.convolution import TORCH, choose_convolution, parse_convolution
 from fastcifar.training.device import is_bf16_fast, resolve_device
 
 
@@ -33,6 +34,7 @@ class Settings:
         deterministic: whether only algorithms are used that give the same bits each time.
         world_size: how many processes train together, each on a device and on an equal share of every batch.
         sync_bn: whether they share batch norm's statistics in training.
+        convolution: whose convolutions are used, see `training.convolution`; "torch" where a stored run does not say.
     """
 
     recipe: Recipe
@@ -48,6 +50,7 @@ class Settings:
     deterministic: bool
     world_size: int
     sync_bn: bool
+    convolution: str = TORCH
 
     def as_config(self) -> dict[str, Any]:
         """For `config.json`: `recipe` by name, its fields beside it."""
@@ -70,6 +73,7 @@ def resolve_settings(
     compile: bool | None = None,  # noqa: A002 (torch's own word for it)
     deterministic: bool = False,
     sync_bn: bool = False,
+    convolution: str = "auto",
 ) -> Settings:
     """Check a run's choices, and make those left open, for this process of the world that torchrun started.
 
@@ -87,6 +91,7 @@ def resolve_settings(
             cannot trace its synchronised batch norm.
         deterministic: see `Settings`.
         sync_bn: see `Settings`.
+        convolution: "auto", "torch" or "winograd", see `choose_convolution`.
 
     Raises:
         FastcifarError: a choice is impossible.
@@ -109,11 +114,12 @@ def resolve_settings(
     is_cuda = target.type == "cuda"
     if sync_bn and not is_cuda:
         raise ArgumentError("sync_bn", "needs CUDA devices: torch synchronises batch norm on no others")
+    resolved_precision = ("bf16" if is_bf16_fast(target) else "fp32") if precision == "auto" else precision
     return Settings(
         recipe=resolved,
         device=str(target),
         device_name=torch.cuda.get_device_name(target) if is_cuda else describe_cpu(),
-        precision=("bf16" if is_bf16_fast(target) else "fp32") if precision == "auto" else precision,
+        precision=resolved_precision,
         compile=is_cuda and not sync_bn if compile is None else compile,
         loader=loader,
         num_threads=_count_threads(),
@@ -123,6 +129,7 @@ def resolve_settings(
         deterministic=deterministic,
         world_size=world.size,
         sync_bn=sync_bn,
+        convolution=choose_convolution(convolution, target, resolved_precision),
     )
 
 
@@ -141,7 +148,12 @@ def parse_settings(config: object) -> Settings:
         raise FastcifarError(f"{damaged}: {missing[0]} is missing")
     recipe = parse_record(Recipe, {**config, "name": config["recipe"]}, damaged)
     others = {key: value for key, value in config.items() if key not in names}
-    return parse_record(Settings, others | {"recipe": recipe}, damaged, strict=True)
+    settings = parse_record(Settings, others | {"recipe": recipe}, damaged, strict=True)
+    try:
+        parse_convolution(settings.convolution)
+    except ValueError as error:
+        raise FastcifarError(damaged) from error
+    return settings
 
 
 def restore_settings(config: object) -> Settings:

@@ -15,6 +15,7 @@ from fastcifar.distributed import ALONE, World
 from fastcifar.kernels.gather import normalise
 from fastcifar.pipeline.loader import Loader
 from fastcifar.recipes import Recipe
+from fastcifar.training.convolution import TORCH, use_convolution
 from fastcifar.training.cuda_graph import CudaGraphStep
 from fastcifar.training.model import build_model
 
@@ -31,6 +32,7 @@ class Trainer:
         world: whose ranks each train on their share of every batch, and average their gradients.
         sync_bn: whether batch norm takes its statistics over all ranks; otherwise each rank has its own in training,
             and their mean at an epoch's end.
+        convolution: whose convolutions are used, see `training.convolution`.
 
     Attributes:
         model: on the device, channels-last, float32.
@@ -48,8 +50,10 @@ class Trainer:
         compile: bool,  # noqa: A002
         world: World = ALONE,
         sync_bn: bool = False,
+        convolution: str = TORCH,
     ) -> None:
         self.model = build_model(recipe.seed).to(memory_format=torch.channels_last).to(device)
+        use_convolution(self.model, convolution)
         if sync_bn and world.size > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # in place, but for a model that is one itself
         self.mean = torch.tensor(recipe.mean, device=device)

@@ -1,0 +1,120 @@
+"""Which convolutions of the network use Winograd's algorithm, in which pass: by a table of measurements, never a clock.
+
+A choice is text, as it stands in a run's `config.json`: "torch" for torch's own convolutions, or a table such as
+"64@32:fiw 512@4:iw": of the 3x3 convolutions of 64 channels on 32x32 pixels all passes (forward, input gradient, weight
+gradient) are Winograd's, of those of 512 channels on 4x4 pixels only both gradients; what is not named is torch's.
+"""
+
+import re
+
+import torch
+from torch import Tensor, nn
+
+from fastcifar.errors import ArgumentError
+from fastcifar.kernels.winograd import ALL_PASSES, conv3x3
+from fastcifar.machine import cpu_flags
+
+TORCH = "torch"
+_EVERYTHING = f"all:{ALL_PASSES}"
+# By the precision and an instruction set: where Winograd's pass took less time than torch's, at batch size 128, as
+# `tools/convolution_table.py` measures it.
+_MEASURED = {
+    ("fp32", "avx512f"): "64@32:fiw 128@16:fiw 256@8:fiw 512@4:fiw",  # AMD EPYC, Zen 4
+    ("fp32", "avx2"): "64@32:fiw 128@16:fiw 256@8:fiw 512@4:fiw",  # AMD EPYC, Zen 3
+    ("bf16", "avx512_bf16"): "64@32:fiw 128@16:fiw 256@8:fiw 512@4:iw",  # AMD EPYC, Zen 4
+}
+
+
+def choose_convolution(choice: str, device: torch.device, precision: str) -> str:
+    """The convolutions of a run.
+
+    Args:
+        choice: "torch"; "winograd" wherever the kernel can; or "auto" for what was measured on this kind of CPU, which
+            is torch's where nothing was.
+        device: Winograd's are for the CPU.
+        precision: "bf16" or "fp32".
+
+    Raises:
+        ArgumentError: there is no such choice.
+    """
+    if choice not in ("auto", TORCH, "winograd"):
+        raise ArgumentError("convolution", f"must be auto, torch or winograd, not {choice!r}")
+    if choice == TORCH or device.type != "cpu":
+        return TORCH
+    if choice == "winograd":
+        return _EVERYTHING
+    flags = cpu_flags()
+    if precision == "bf16" and "amx_bf16" in flags:
+        return TORCH
+    return next((table for (kind, flag), table in _MEASURED.items() if kind == precision and flag in flags), TORCH)
+
+
+def option_of(convolution: str, device: torch.device, precision: str) -> str:
+    """The choice that gives these convolutions on this machine; "auto" where it is one of several, or none does."""
+    for choice in ("auto", TORCH, "winograd"):
+        if convolution == choose_convolution(choice, device, precision):
+            return choice
+    return "auto"
+
+
+def parse_convolution(convolution: str) -> dict[str, str]:
+    """The passes by shape, "channels@size" or "all"; nothing for "torch".
+
+    Raises:
+        ValueError: the text is not such a choice.
+    """
+    if convolution == TORCH:
+        return {}
+    if not re.fullmatch(rf"((all|\d+@\d+):[{ALL_PASSES}]+ )+", convolution + " "):
+        raise ValueError(f"convolution must be torch or a table of shapes and passes, not {convolution!r}")
+    return dict(entry.split(":") for entry in convolution.split(" "))
+
+
+class _Conv3x3(nn.Conv2d):
+    """A convolution that uses Winograd's algorithm where a table says so; its parameter is the original's."""
+
+    def __init__(self, original: nn.Conv2d, table: dict[str, str]) -> None:
+        super().__init__(
+            original.in_channels, original.out_channels, 3, padding=1, bias=False, device="meta"
+        )  # not drawn: the generator's state stays
+        self.weight = original.weight
+        self._table = table
+
+    def forward(self, images: Tensor) -> Tensor:
+        passes = self._passes(images)
+        if not passes:
+            return super().forward(images)
+        if torch.is_autocast_enabled(images.device.type):
+            images = images.to(torch.get_autocast_dtype(images.device.type))
+        result: Tensor = conv3x3(images, self.weight, passes)
+        return result
+
+    def _passes(self, images: Tensor) -> str:
+        height, width = images.shape[2:]
+        if self.in_channels == self.out_channels and height == width and f"{self.in_channels}@{height}" in self._table:
+            return self._table[f"{self.in_channels}@{height}"]
+        return self._table.get("all", "")
+
+
+def use_convolution(model: nn.Module, convolution: str) -> None:
+    """Let a model on the CPU use these convolutions, in place; its parameters and their names stay.
+
+    Args:
+        model: whose 3x3 convolutions of stride 1 and padding 1, without bias, may change.
+        convolution: as `choose_convolution` gives it.
+
+    Raises:
+        ValueError: it is not such a choice.
+    """
+    table = parse_convolution(convolution)
+    if not table:
+        return
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Conv2d) and _is_plain_3x3(child):
+                setattr(module, name, _Conv3x3(child, table).train(child.training))
+
+
+def _is_plain_3x3(layer: nn.Conv2d) -> bool:
+    shape = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
+    return shape == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros") and layer.bias is None
