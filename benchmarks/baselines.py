@@ -25,6 +25,7 @@ from fastcifar.data.folder import Split, beton_path
 from fastcifar.pipeline.loader import Batches, EpochPlanner, Loader, ResidentLoader, StreamedLoader
 from fastcifar.recipes import Recipe
 from fastcifar.training.allocator import freed_memory_kept
+from fastcifar.training.convolution import TORCH, choose_convolution
 from fastcifar.training.model import build_model
 from fastcifar.training.trainer import Trainer
 
@@ -58,9 +59,11 @@ class FastCifar(Contender):
         loader: str,
         precision: str,
         num_workers: int,
+        convolution: str = "auto",
     ) -> None:
         compiles = torch.backends.cudnn.benchmark = device.type == "cuda"  # as `train.train_model` sets it
-        self._trainer = Trainer(recipe, device, precision=precision, compile=compiles)
+        chosen = choose_convolution(convolution, device, precision)
+        self._trainer = Trainer(recipe, device, precision=precision, compile=compiles, convolution=chosen)
         self._recipe, self._device, self._epoch = recipe, device, 0
         indices = torch.from_numpy(split.indices)
         self._loader: Loader
@@ -332,6 +335,7 @@ class Approach(NamedTuple):
     build: Build
 
 
+TORCH_CONVOLUTIONS = "fastcifar, torch convolutions"  # on a GPU all have them
 CONTENDERS = {
     "published": Approach("DataLoader, PIL; eager, fp32, NCHW", _dataloader(is_tuned=False)),
     "tuned PyTorch": Approach(
@@ -339,6 +343,10 @@ CONTENDERS = {
     ),
     "stock FFCV": Approach("flip + translate, no rotation; {precision}, channels-last", _stock_ffcv),
     "resident eager": Approach("crop + flip + rotation by grid_sample; {precision}, channels-last", _resident_eager),
+    TORCH_CONVOLUTIONS: Approach(
+        "as resident, with torch's own convolutions; {precision}, channels-last",
+        functools.partial(FastCifar, loader="resident", convolution=TORCH),
+    ),
     "fastcifar streamed": Approach(
         "FFCV and numba; {precision}, channels-last", functools.partial(FastCifar, loader="streamed")
     ),

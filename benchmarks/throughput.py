@@ -2,19 +2,24 @@
 
     python benchmarks/throughput.py
 
-On a GPU whole epochs are timed; on a CPU some steps of an epoch, after its first one. Each contender has a process of
-its own; they take turns in rounds, so that a machine's noise falls on all of them alike. Medians over the rounds are
-quoted.
+On a GPU whole epochs are timed; on a CPU as many steps as five minutes allow, or the fewest that are valid. Each
+contender has a process of its own; they take turns in rounds, so that a machine's noise falls on all of them alike.
+Medians over the rounds are quoted. The ceiling is the network's own convolutions alone: what a step would take if all
+else were free. Who passes it has better convolutions.
 """
 
 import dataclasses
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import click
-from baselines import CONTENDERS
+import torch
+from baselines import CONTENDERS, TORCH_CONVOLUTIONS
+from budget import NUM_ROUNDS, Plan, make_plan, steps_of_round
+from convolutions import measure_convolutions
 from isolated import IsolatedContender, Task, Timing
 from matplotlib.figure import Figure
 from measure import (
@@ -27,11 +32,15 @@ from measure import (
     spread,
     write_results,
 )
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastcifar.files import replacing
 from fastcifar.recipes import RECIPES
 
-_TIMED_STEPS = 3  # a round on a CPU; on a GPU a whole epoch is timed
+_CEILING_S = 0.3  # for each convolution and pass
+# A step's time by that of torch's convolutions, as estimated before anything was built.
+_STEP_BY_CONVOLUTIONS = {"published": 3.0}
+_USUAL_STEP = 1.5
 
 
 def measure_recipe(
@@ -41,8 +50,13 @@ def measure_recipe(
     *,
     rounds: int,
     ceiling_img_per_s: float,
+    seconds: float = 0.0,
 ) -> dict[str, Any]:
-    """Time every contender on a recipe, in rounds; those that fail move to `failures`, with the reason."""
+    """Time every contender on a recipe, in rounds; those that fail move to `failures`, with the reason.
+
+    On a CPU they share the seconds equally, each with as many steps as it makes in its share, and at least two.
+    """
+    end = time.monotonic() + seconds
     recipe, batch_size = task.recipe, task.recipe.global_batch_size
     print(f"{recipe.name}, batch size {batch_size}: building the contenders", flush=True)
 
@@ -64,15 +78,24 @@ def measure_recipe(
     for name, contender in list(contenders.items()):
         if not is_cuda:
             tried(name, contender.wait)
-    num_steps = None if is_cuda else _TIMED_STEPS
     timings: dict[str, list[Timing]] = {name: [] for name in contenders}
-    for number in range(-1, rounds):  # the first round warms caches, compilers and clocks, and does not count
-        for name, contender in list(contenders.items()):
-            count = 1 if num_steps and number < 0 else num_steps
-            timing = tried(name, contender.time_round, count)
-            if timing is not None and number >= 0:
-                timings[name].append(timing)
-        print(f"  round {number + 1} of {rounds} done", flush=True)
+    num_steps: dict[str, int | None] = dict.fromkeys(contenders, None if is_cuda else 1)
+    with Progress(TextColumn("  {task.description}"), BarColumn(), TimeRemainingColumn(), transient=True) as progress:
+        bar = progress.add_task("warming up", total=None)
+        for number in range(-1, rounds):  # the first round warms caches, compilers and clocks, and does not count
+            for name, contender in list(contenders.items()):
+                timing = tried(name, contender.time_round, num_steps[name])
+                progress.advance(bar)
+                if timing is not None and number >= 0:
+                    timings[name].append(timing)
+                elif timing is not None and not is_cuda:
+                    share_s = (end - time.monotonic()) / (rounds * len(contenders))
+                    num_steps[name] = steps_of_round(batch_size / timing.img_per_s, share_s)
+            if number < 0:
+                progress.reset(bar, total=rounds * len(contenders))
+            progress.update(bar, description=f"round {min(number + 2, rounds)} of {rounds}")
+            if not progress.console.is_terminal:
+                print(f"  round {number + 1} of {rounds} done", flush=True)
     if "fastcifar resident" in failures:
         raise click.ClickException(failures["fastcifar resident"])
     ours = [timing.img_per_s for timing in timings["fastcifar resident"]]
@@ -126,7 +149,8 @@ def show(result: dict[str, Any]) -> None:
 def draw(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> None:
     """A bar for each contender, a panel for each recipe and batch size."""
     figure = Figure(figsize=(8, 0.7 + 2.3 * len(results)), dpi=200, layout="constrained")
-    device = f"{machine['device']}, {machine['num_threads']} threads, torch {machine['versions']['torch']}"
+    sets = f" ({machine['instruction_sets']})" if machine["instruction_sets"] else ""
+    device = f"{machine['device']}{sets}, {machine['num_threads']} threads, torch {machine['versions']['torch']}"
     figure.suptitle(f"Training throughput, images per second\n{device}, {machine['measured'][:10]}", fontsize=10)
     for axes, result in zip(figure.subplots(len(results), squeeze=False)[:, 0], results, strict=True):
         rows = result["contenders"][::-1]
@@ -154,11 +178,40 @@ def draw(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> 
         figure.savefig(temporary, format="png")
 
 
+def plan_contenders(
+    device: torch.device,
+    recipe_names: Sequence[str],
+    batch_size: int,
+    convolutions: dict[str, Any],
+    rounds: int,
+    minutes: float | None,
+    begun: float,
+) -> Plan:
+    """Decide what to measure, and say how long it will take."""
+    names = [name for name in CONTENDERS if device.type == "cpu" or name != TORCH_CONVOLUTIONS]
+    if device.type != "cpu":
+        return Plan(tuple(recipe_names), tuple(names), (), 0.0, 0.0)
+    convolutions_s = batch_size / convolutions["torch_img_per_s"]
+    step_s = {name: _STEP_BY_CONVOLUTIONS.get(name, _USUAL_STEP) * convolutions_s for name in names}
+    given_s = None if minutes is None else 60 * minutes - (time.monotonic() - begun)
+    plan = make_plan(step_s, recipe_names, rounds=rounds, given_s=given_s)
+    why = ", the fewest steps that are valid" if plan.seconds == plan.least_s else ""
+    print(f"this will take about {plan.seconds / 60:.0f} minutes{why}", flush=True)
+    if plan.left_out:
+        print(f"left out for lack of time: {', '.join(plan.left_out)}", flush=True)
+    return plan
+
+
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--recipe", "recipe_names", type=click.Choice(list(RECIPES)), multiple=True, help="[default: both]")
 @click.option("--device", "device_name", default="auto", show_default=True)
 @click.option("--batch-sizes", help="For example 128,256.  [default: the recipe's]")
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=NUM_ROUNDS, show_default=True)
+@click.option(
+    "--minutes",
+    type=click.FloatRange(min=0.1),
+    help="On a CPU: leave out contenders or a recipe to keep to this.  [default: 5, or the fewest that are valid]",
+)
 @click.option("--images", "num_images", type=click.IntRange(1), help="Of the training set.  [default: all 50,000]")
 @click.option("--workers", "num_workers", type=click.IntRange(0), help="Of the loaders.  [default: the CPUs]")
 @click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True)
@@ -168,6 +221,7 @@ def main(
     device_name: str,
     batch_sizes: str | None,
     rounds: int,
+    minutes: float | None,
     num_images: int | None,
     num_workers: int | None,
     data_dir: Path,
@@ -178,18 +232,30 @@ def main(
     split = load_images(data_dir, num_images)
     machine = describe_machine(device)
     precision = choose_precision(device)
-    ceiling = measure_ceiling(device, precision)
+    begun = time.monotonic()
+    sizes = [int(size) for size in batch_sizes.split(",")] if batch_sizes else [None]
+    torch.backends.cudnn.benchmark = True
+    ceiling: dict[str, Any] = dict(measure_ceiling(device, precision))
+    usual_size = sizes[0] or RECIPES[(*recipe_names, *RECIPES)[0]].global_batch_size
+    print("measuring the network's convolutions", flush=True)
+    convolutions = measure_convolutions(
+        device, precision, usual_size, seconds=0.0 if minutes is not None and minutes < 1 else _CEILING_S
+    )
+    ceiling["convolutions"] = convolutions
     print(
-        f"{machine['device']}: {ceiling['matmul_tflop_per_s']:.3g} TFLOP/s in {precision} matrix products, "
-        f"{ceiling['copy_gb_per_s']:,.0f} GB/s copied: at most {ceiling['img_per_s']:,.0f} img/s by arithmetic alone",
+        f"{machine['device']} ({machine['instruction_sets'] or 'instruction sets unknown'}): "
+        f"{ceiling['matmul_tflop_per_s']:.3g} TFLOP/s in {precision} matrix products, "
+        f"{ceiling['copy_gb_per_s']:,.0f} GB/s copied; the network's convolutions alone run at "
+        f"{convolutions['img_per_s']:,.0f} img/s (torch's at {convolutions['torch_img_per_s']:,.0f}): the ceiling",
         flush=True,
     )
+    plan = plan_contenders(device, recipe_names or tuple(RECIPES), usual_size, convolutions, rounds, minutes, begun)
     results = []
     failures: dict[str, str] = {}
     with ExitStack() as stack:
-        contenders = {name: stack.enter_context(closing(IsolatedContender(name))) for name in CONTENDERS}
-        for name in recipe_names or RECIPES:
-            for batch_size in [int(size) for size in batch_sizes.split(",")] if batch_sizes else [None]:
+        contenders = {name: stack.enter_context(closing(IsolatedContender(name))) for name in plan.contenders}
+        for name in plan.recipes:
+            for batch_size in sizes:
                 recipe = RECIPES[name]
                 task = Task(
                     recipe if batch_size is None else dataclasses.replace(recipe, global_batch_size=batch_size),
@@ -200,7 +266,12 @@ def main(
                     machine["num_cpus"] if num_workers is None else num_workers,
                 )
                 result = measure_recipe(
-                    contenders, failures, task, rounds=rounds, ceiling_img_per_s=ceiling["img_per_s"]
+                    contenders,
+                    failures,
+                    task,
+                    rounds=rounds,
+                    ceiling_img_per_s=convolutions["img_per_s"],
+                    seconds=plan.seconds / len(plan.recipes) / len(sizes),
                 )
                 show(result)
                 results.append(result)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import sys
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import baselines  # noqa: E402
+import budget  # noqa: E402
+import convolutions  # noqa: E402
 import isolated  # noqa: E402
 import measure  # noqa: E402
 import pipeline  # noqa: E402
 import scaling  # noqa: E402
 import throughput  # noqa: E402
+from convolutions import Layer  # noqa: E402
 
 from fastcifar.data.beton import write_beton  # noqa: E402
 from fastcifar.data.folder import Split, load_train  # noqa: E402
@@ -46,7 +50,7 @@ def test_contenders_train_the_same_network_to_the_same_loss(tmp_path: Path, name
             for batch in contender.batches():
                 contender.step(*batch)
             losses.setdefault(contender_name, []).append(contender.pop_loss())
-    assert len(losses) == 6
+    assert len(losses) == 7
     for before, after in losses.values():
         assert before == pytest.approx(losses["published"][0], rel=1e-4)
         # Adam makes a full step of a gradient that is no more than rounding.
@@ -73,7 +77,11 @@ def run(command: Any, *arguments: str) -> str:
 
 
 def test_throughput_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "_TIMED_STEPS", 2)
+    monkeypatch.setattr(throughput, "_CEILING_S", 0.0)
+    monkeypatch.setattr(budget, "USUAL_S", 1.0)
+    monkeypatch.setattr(
+        convolutions, "find_layers", lambda: Counter({Layer(32, 32, 3, 1, 8): 2, Layer(3, 8, 3, 2, 8): 1})
+    )
     few = {name: baselines.CONTENDERS[name] for name in ("published", "stock FFCV", "fastcifar resident")}
     monkeypatch.setattr(throughput, "CONTENDERS", few)  # the test above has all of them
     out = tmp_path / "throughput.json"
@@ -95,7 +103,14 @@ def test_throughput_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeyp
         str(out),
     )
     assert "TFLOP/s" in output
+    assert "this will take about" in output
     content = json.loads(out.read_text())
+    ceiling = content["ceiling"]["convolutions"]
+    assert [(row["in_channels"], row["count"], row["pass"]) for row in ceiling["rows"]] == [
+        (32, 2, "f"), (32, 2, "i"), (32, 2, "w"), (3, 1, "f"), (3, 1, "w"),
+    ]  # fmt: skip
+    assert ceiling["img_per_s"] == pytest.approx(8e3 / ceiling["ms"])
+    assert ceiling["img_per_s"] >= ceiling["torch_img_per_s"]
     (result,) = content["results"]
     assert (result["recipe"], result["batch_size"]) == ("adam89", 8)
     rows = {row["name"]: row for row in result["contenders"]}
@@ -110,6 +125,55 @@ def test_throughput_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeyp
         assert 0.1 < row["peak_memory_gib"] < 10
     assert content["machine"]["versions"]["ffcv"] == "1.0.2"
     assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+STEPS = dict.fromkeys(baselines.CONTENDERS, 2.0) | {"published": 4.0}
+LEAST_S = 2 * (7 * 8 + 11 * 16.0)  # two recipes; 8 s to build each, 11 steps of each
+
+
+def test_a_plan_takes_five_minutes_or_what_is_valid() -> None:
+    plan = budget.make_plan(STEPS, ["sgd92", "adam89"])
+    assert (plan.recipes, plan.contenders, plan.left_out) == (("sgd92", "adam89"), tuple(STEPS), ())
+    assert plan.seconds == plan.least_s == LEAST_S
+    fast = {name: step / 100 for name, step in STEPS.items()}
+    assert budget.make_plan(fast, ["sgd92"]).seconds == 300
+
+
+def test_a_short_plan_leaves_out_contenders_not_rounds() -> None:
+    plan = budget.make_plan(STEPS, ["sgd92", "adam89"], given_s=LEAST_S / 2)
+    assert (plan.recipes, plan.left_out, plan.seconds) == (("sgd92",), ("adam89",), LEAST_S / 2)
+    plan = budget.make_plan(STEPS, ["sgd92", "adam89"], given_s=LEAST_S / 2 - 31)
+    assert plan.left_out == ("adam89", "resident eager", "stock FFCV")
+    plan = budget.make_plan(STEPS, ["sgd92"], given_s=1.0)
+    assert plan.contenders == ("tuned PyTorch", "fastcifar resident")
+    assert plan.seconds == plan.least_s == 2 * (8 + 11 * 2)
+
+
+def test_steps_of_a_round() -> None:
+    assert budget.steps_of_round(1.0, 10.0) == 9
+    assert budget.steps_of_round(1.0, 0.5) == 2
+    assert budget.steps_of_round(0.001, 10.0) == 50
+
+
+def test_the_network_has_twenty_convolutions() -> None:
+    layers = convolutions.find_layers()
+    assert sum(layers.values()) == 20
+    assert {layer: count for layer, count in layers.items() if layer.in_channels == layer.out_channels} == {
+        Layer(64, 64, 3, 1, 32): 4,
+        Layer(128, 128, 3, 1, 16): 3,
+        Layer(256, 256, 3, 1, 8): 3,
+        Layer(512, 512, 3, 1, 4): 3,
+    }
+
+
+def test_the_table_names_where_winograd_is_faster() -> None:
+    def row(channels: int, name: str, **ms: float) -> dict[str, Any]:
+        return {"in_channels": channels, "size": 8, "pass": name, "ms": ms}
+
+    rows = [row(64, "f", torch=2.0, winograd=1.0), row(64, "i", torch=1.0, winograd=2.0), row(64, "w", torch=1.0)]
+    assert convolutions.to_table(rows) == "64@8:f"
+    assert convolutions.to_table(rows[1:]) == "torch"
+    assert convolutions.to_table([*rows, row(512, "i", torch=3.0, winograd=2.0)]) == "64@8:f 512@8:i"
 
 
 def test_a_contender_that_fails_is_told() -> None:

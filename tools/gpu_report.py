@@ -353,7 +353,7 @@ def _describe(name: str, stage: Result) -> list[str]:
         top = stage["ceiling"]
         lines = [
             f"Ceiling: {top['matmul_tflop_per_s']:.4g} TFLOP/s, {top['copy_gb_per_s']:,.0f} GB/s, "
-            f"{top['img_per_s']:,.0f} img/s."
+            f"{top['convolutions']['img_per_s']:,.0f} img/s by the convolutions alone."
         ]
         for result in stage["results"]:
             lines += ["", f"{result['recipe']}, batch size {result['batch_size']}", ""]
