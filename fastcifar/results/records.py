@@ -281,6 +281,8 @@ def read_config(run_dir: Path) -> RunConfig:
     if isinstance(values, dict):
         others = ("begun", "environment", "resumed")
         settings = {_RENAMED.get(key, key): value for key, value in values.items() if key not in others}
+        # A run that does not say whose convolutions it used had torch's: there were no others.
+        settings = {"convolution": "torch"} | settings
         values = values | {"settings": settings}
     return parse_record(RunConfig, values, f"{path} is damaged, or not a run's configuration")
 

@@ -12,7 +12,7 @@ from fastcifar.results.records import RESULTS_FILE
 from fastcifar.results.repeats import DIVERGED_FILE, check_same_settings, write_diverged
 from fastcifar.results.run_dir import is_stopped
 from fastcifar.training.callbacks import Callback
-from fastcifar.training.run import resume_training, train_model
+from fastcifar.training.run import resume_training, train_model, with_usable_convolution
 from fastcifar.training.settings import Settings
 
 
@@ -37,6 +37,7 @@ def train_seeds(
     """
     with init_distributed() as world:
         callback = callback if callback and world.is_main else Callback()
+        settings = with_usable_convolution(settings, world, callback)
         if world.is_main:
             check_same_settings(folder, settings.as_config())
         for number, seed in enumerate(seeds, start=1):

@@ -69,7 +69,7 @@ def train_model(
             if world.is_main:
                 check_unused(out)
         stack.enter_context(_device_of(settings))
-        settings = _with_usable_convolution(settings, world, callback)
+        settings = with_usable_convolution(settings, world, callback)
         _prepare_everywhere(data_dir, world, callback)
         run = Run(settings, data_dir, world, callback)
         new_dir = new_run_dir(out, settings.recipe.name)
@@ -113,7 +113,7 @@ def resume_training(
                     "data_dir", f"{data_dir} is not there any more: name the new place of the run's data"
                 )
         stack.enter_context(_device_of(settings))
-        settings = _with_usable_convolution(settings, world, callback)
+        settings = with_usable_convolution(settings, world, callback)
         return settings, Run(settings, data_dir, world, callback).train(run_dir, checkpoint)
 
 
@@ -126,7 +126,7 @@ def _device_of(settings: Settings) -> contextlib.AbstractContextManager[None]:
     )
 
 
-def _with_usable_convolution(settings: Settings, world: World, callback: Callback) -> Settings:
+def with_usable_convolution(settings: Settings, world: World, callback: Callback) -> Settings:
     """The settings with rank 0's convolutions on every rank: torch's own, and a line, where it has no others."""
     reason = None if settings.convolution == TORCH else why_unavailable()
     if reason is not None:

@@ -1,0 +1,147 @@
+"""Where the time of a training step on the CPU goes, with torch's convolutions and with those that `auto` chooses.
+
+python benchmarks/step_time.py --json benchmarks/results/cpu-2-cores-step-time.json --picture charts/step-time.png
+"""
+
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from matplotlib.figure import Figure
+from measure import choose_precision, describe_machine, print_table, write_results
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from fastcifar.files import replacing
+from fastcifar.recipes import get_recipe
+from fastcifar.training.allocator import freed_memory_kept
+from fastcifar.training.convolution import choose_convolution
+from fastcifar.training.trainer import Trainer
+
+PARTS = {
+    "3x3 stride-1 convolutions": "#0072B2",
+    "other convolutions": "#56B4E9",
+    "batch norm": "#E69F00",
+    "ReLU and additions": "#CC79A7",
+    "optimizer": "#009E73",
+    "the rest": "#B8C0C8",
+}
+
+
+def part_of(event: FunctionEvent) -> str | None:
+    """The part of a step that an operator belongs to; None for "the rest" and for what others contain."""
+    name: str = event.name
+    shapes: Any = event.input_shapes
+    if name.startswith("fastcifar::conv3x3"):
+        return "3x3 stride-1 convolutions"
+    if name in ("aten::convolution", "aten::convolution_backward"):
+        weight = shapes[1 if name == "aten::convolution" else 2]
+        is_plain = weight[0] == weight[1] and weight[2:] == [3, 3]
+        return "3x3 stride-1 convolutions" if is_plain else "other convolutions"
+    if "batch_norm" in name:
+        return "batch norm"
+    if name in ("aten::relu_", "aten::threshold_backward", "aten::add_", "aten::add"):
+        return "ReLU and additions"
+    return "optimizer" if name.startswith("aten::_fused_") else None
+
+
+def time_parts(events: list[FunctionEvent], total_ms: float) -> dict[str, float]:
+    """Milliseconds by part; an operator within one that counts already does not count."""
+    found: dict[str, float] = defaultdict(float)
+    for event in events:
+        part, parent = part_of(event), event.cpu_parent
+        while part is not None and parent is not None:
+            if part_of(parent) is not None:
+                part = None
+            parent = parent.cpu_parent
+        if part is not None:
+            found[part] += event.cpu_time_total / 1e3
+    found["the rest"] = total_ms - sum(found.values())
+    return {part: found[part] for part in PARTS}
+
+
+def measure_step(trainers: dict[str, Trainer], batch_size: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Median milliseconds of each part, of steps that take turns."""
+    images = torch.randint(0, 256, (batch_size, 32, 32, 3), dtype=torch.uint8)
+    labels = torch.randint(0, 10, (batch_size,))
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in trainers}
+    with freed_memory_kept("cpu"):
+        for number in range(-1, rounds):
+            for name, trainer in trainers.items():
+                trainer.begin_epoch()
+                trainer.step(images, labels)  # what the other one left in the caches is gone
+                activities = [ProfilerActivity.CPU]
+                with profile(activities=activities, record_shapes=True) as profiled, record_function("step"):
+                    trainer.step(images, labels)
+                events = profiled.events()
+                total_ms = next(event.cpu_time_total for event in events if event.name == "step") / 1e3
+                if number >= 0:
+                    times[name].append(time_parts(list(events), total_ms))
+    return {
+        name: {part: statistics.median(row[part] for row in rows) for part in PARTS} for name, rows in times.items()
+    }
+
+
+def draw(measured: dict[str, dict[str, float]], title: str, path: Path) -> None:
+    """A bar for each kind of convolution, cut into parts."""
+    figure = Figure(figsize=(8, 2.6), dpi=200, layout="constrained")
+    axes = figure.subplots()
+    names = list(measured)[::-1]
+    left = [0.0] * len(names)
+    for part, color in PARTS.items():
+        widths = [measured[name][part] for name in names]
+        axes.barh(names, widths, left=left, color=color, label=part, height=0.6)
+        for position, (start, width) in enumerate(zip(left, widths, strict=True)):
+            if width > 0.04 * max(sum(parts.values()) for parts in measured.values()):
+                axes.text(start + width / 2, position, f"{width:,.0f}", ha="center", va="center", fontsize=8)
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    for position, total in enumerate(left):
+        axes.text(total, position, f"  {total:,.0f} ms", va="center", fontsize=8, fontweight="bold")
+    axes.set_title(title, loc="left", fontsize=9)
+    axes.spines[["top", "right", "bottom"]].set_visible(False)
+    axes.tick_params(left=False, bottom=False, labelbottom=False, labelsize=9)
+    axes.set_xlim(0, 1.12 * max(left))
+    figure.legend(loc="outside lower left", ncols=6, fontsize=7, frameon=False, columnspacing=1, handlelength=1)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+@click.command(help=__doc__.splitlines()[0])
+@click.option("--precision", type=click.Choice(["bf16", "fp32"]), help="[default: as training chooses]")
+@click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--json", "out", type=click.Path(path_type=Path), help="Write the times here.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Draw them here, as PNG.")
+def main(precision: str | None, batch_size: int, rounds: int, out: Path | None, picture: Path | None) -> None:
+    """Measure, print, write and draw."""
+    device = torch.device("cpu")
+    precision = precision or choose_precision(device)
+    machine: dict[str, Any] = describe_machine(device)
+    trainers = {
+        label: Trainer(
+            get_recipe("sgd92"),
+            device,
+            precision=precision,
+            compile=False,
+            convolution=choose_convolution(choice, device, precision),
+        )
+        for label, choice in {"torch": "torch", "Winograd": "auto"}.items()
+    }
+    measured = measure_step(trainers, batch_size, rounds)
+    where = f"{machine['device']}, {machine['num_threads']} threads"
+    title = f"A training step of {batch_size} images, {precision}, ms: {where}"
+    rows = [[part, *(f"{measured[name][part]:,.0f}" for name in measured)] for part in PARTS]
+    total = ["all", *(f"{sum(parts.values()):,.0f}" for parts in measured.values())]
+    print_table(title, ["", *measured], [*rows, total])
+    if out is not None:
+        content = {"machine": machine, "precision": precision, "batch_size": batch_size, "rounds": rounds}
+        write_results(out, content | {"ms": measured})
+    if picture is not None:
+        draw(measured, title, picture)
+
+
+if __name__ == "__main__":
+    main()
