@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastcifar.distributed import ALONE
+from fastcifar.distributed import ALONE, World
 from fastcifar.errors import ArgumentError, FastcifarError
 from fastcifar.kernels import winograd
 from fastcifar.recipes import get_recipe
@@ -202,3 +202,11 @@ def test_without_the_kernel_a_run_has_torchs(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(run, "why_unavailable", lambda: None)
     assert run.with_usable_convolution(settings, ALONE, callback) == settings
     assert len(callback.lines) == 1
+
+
+def test_every_rank_has_rank_0s(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = resolve_settings(get_recipe("adam89"), device="cpu", convolution="winograd")
+    monkeypatch.setattr(World, "broadcast", lambda self, value: "64@32:f")
+    for reason in (None, "there is no C++ compiler"):
+        monkeypatch.setattr(run, "why_unavailable", lambda reason=reason: reason)
+        assert run.with_usable_convolution(settings, World(rank=1, size=2), Callback()).convolution == "64@32:f"

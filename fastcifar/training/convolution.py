@@ -17,11 +17,11 @@ from fastcifar.machine import cpu_flags
 TORCH = "torch"
 _EVERYTHING = f"all:{ALL_PASSES}"
 # By the precision and an instruction set: where Winograd's pass took less time than torch's, at batch size 128, as
-# `tools/convolution_table.py` measures it.
+# `benchmarks/convolutions.py` measures it.
 _MEASURED = {
     ("fp32", "avx512f"): "64@32:fiw 128@16:fiw 256@8:fiw 512@4:fiw",  # AMD EPYC, Zen 4
     ("fp32", "avx2"): "64@32:fiw 128@16:fiw 256@8:fiw 512@4:fiw",  # AMD EPYC, Zen 3
-    ("bf16", "avx512_bf16"): "64@32:fiw 128@16:fiw 256@8:fiw 512@4:iw",  # AMD EPYC, Zen 4
+    ("bf16", "avx512_bf16"): "64@32:fiw 128@16:fiw 256@8:fiw 512@4:w",  # AMD EPYC, Zen 4
 }
 
 
