@@ -18,6 +18,7 @@ _MIN_FREE_GIB = 3  # a training at batch size 128 takes half of it on a CPU
 _REMEDIES = {
     "torch": "install torch and torchvision again: bash tools/bootstrap.sh, or pip install --force-reinstall",
     "device": "see torch",
+    "convolution": "see torch",
     "FFCV": "apt install libturbojpeg0-dev libopencv-imgproc-dev, then bash tools/bootstrap.sh",
     "matplotlib": "training needs it for charts only: pip install --force-reinstall matplotlib",
     "caches": "name a folder that can be written in TMPDIR",
@@ -105,7 +106,7 @@ def _check_device() -> Check:
 
 
 def _check_compiler() -> Check:
-    from fastcifar.kernels.native import find_compiler
+    from fastcifar.machine import find_compiler
 
     if command := find_compiler():
         return Check("compiler", True, shlex.join(command))

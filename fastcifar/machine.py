@@ -6,6 +6,8 @@ import importlib.util
 import math
 import os
 import platform
+import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,16 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(
         next((line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features"))), "").split()
     )
+
+
+def find_compiler() -> list[str] | None:
+    """The command of the C++ compiler: `CXX`, which may hold arguments, else g++ or clang++; None without one."""
+    for command in (os.environ.get("CXX", ""), "g++", "clang++"):
+        with contextlib.suppress(ValueError):  # CXX with an open quote
+            words = shlex.split(command)
+            if words and (path := shutil.which(words[0])):
+                return [path, *words[1:]]
+    return None
 
 
 def package_versions() -> dict[str, str]:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from fastcifar.kernels import native, winograd
-from fastcifar.kernels.native import NativeError, find_compiler, find_openmp
+from fastcifar.kernels.native import NativeError, find_openmp
+from fastcifar.machine import find_compiler
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
 load = native.load_library.__wrapped__  # without its memory of this process

@@ -10,8 +10,6 @@ import fcntl
 import functools
 import hashlib
 import os
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +21,7 @@ import torch
 
 from fastcifar.errors import FastcifarError, one_line
 from fastcifar.files import default_cache_dir, replacing
+from fastcifar.machine import find_compiler
 
 # -ffp-contract=fast: multiply and add in one instruction, with one rounding.
 _FLAGS: tuple[str, ...] = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fPIC", "-shared")
@@ -65,16 +64,6 @@ def load_library(source: Path) -> ctypes.CDLL:
                 return ctypes.CDLL(str(Path(private) / name))
             except OSError as error:
                 raise NativeError(f"the compiled library cannot be loaded ({one_line(str(error))})") from error
-
-
-def find_compiler() -> list[str] | None:
-    """The command of the C++ compiler: `CXX`, which may hold arguments, else g++ or clang++; None without one."""
-    for command in (os.environ.get("CXX", ""), "g++", "clang++"):
-        with contextlib.suppress(ValueError):  # CXX with an open quote
-            words = shlex.split(command)
-            if words and (path := shutil.which(words[0])):
-                return [path, *words[1:]]
-    return None
 
 
 @functools.cache
