@@ -96,7 +96,8 @@ def draw(measured: dict[str, dict[str, float]], title: str, path: Path) -> None:
         axes.barh(names, widths, left=left, color=color, label=part, height=0.6)
         for position, (start, width) in enumerate(zip(left, widths, strict=True)):
             if width > 0.04 * max(sum(parts.values()) for parts in measured.values()):
-                axes.text(start + width / 2, position, f"{width:,.0f}", ha="center", va="center", fontsize=8)
+                ink = "white" if color == "#0072B2" else "black"
+                axes.text(start + width / 2, position, f"{width:,.0f}", ha="center", va="center", fontsize=8, color=ink)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     for position, total in enumerate(left):
         axes.text(total, position, f"  {total:,.0f} ms", va="center", fontsize=8, fontweight="bold")

@@ -23,6 +23,7 @@ import isolated  # noqa: E402
 import measure  # noqa: E402
 import pipeline  # noqa: E402
 import scaling  # noqa: E402
+import step_time  # noqa: E402
 import throughput  # noqa: E402
 from convolutions import Layer  # noqa: E402
 
@@ -30,6 +31,7 @@ from fastcifar.data.beton import write_beton  # noqa: E402
 from fastcifar.data.folder import Split, load_train  # noqa: E402
 from fastcifar.distributed import ALONE  # noqa: E402
 from fastcifar.recipes import get_recipe  # noqa: E402
+from fastcifar.training.trainer import Trainer  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -295,3 +297,14 @@ def test_the_models_arithmetic() -> None:
 
 def test_spread() -> None:
     assert measure.spread([3.0, 1.0, 2.0]) == {"median": 2.0, "min": 1.0, "max": 3.0, "rounds": [3.0, 1.0, 2.0]}
+
+
+def test_the_parts_of_a_step_add_up(tmp_path: Path) -> None:
+    trainer = Trainer(get_recipe("adam89"), CPU, precision="fp32", compile=False)
+    measured = step_time.measure_step({"torch": trainer}, batch_size=2, rounds=1)
+    parts = measured["torch"]
+    assert list(parts) == list(step_time.PARTS)
+    assert all(milliseconds > 0 for milliseconds in parts.values())
+    assert parts["3x3 stride-1 convolutions"] > parts["ReLU and additions"]
+    step_time.draw(measured, "a step", tmp_path / "step.png")
+    assert (tmp_path / "step.png").stat().st_size > 5_000
