@@ -282,7 +282,7 @@ def read_config(run_dir: Path) -> RunConfig:
         others = ("begun", "environment", "resumed")
         settings = {_RENAMED.get(key, key): value for key, value in values.items() if key not in others}
         # A run that does not say whose convolutions it used had torch's: there were no others.
-        settings = {"convolution": "torch"} | settings
+        settings.setdefault("convolution", "torch")
         values = values | {"settings": settings}
     return parse_record(RunConfig, values, f"{path} is damaged, or not a run's configuration")
 
