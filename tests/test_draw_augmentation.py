@@ -1,14 +1,10 @@
-import sys
 from pathlib import Path
 
+import draw_augmentation
 import numpy as np
 import torch
 from click.testing import CliRunner
 from support.containers import TEST_IMAGES
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tools"))
-
-import draw_augmentation
 
 from fastcifar.pipeline.augment import sample_augmentation
 
