@@ -1,0 +1,27 @@
+import pytest
+import tour
+
+from fastcifar.recipes import get_recipe
+
+
+@pytest.mark.parametrize(
+    ("rate", "num_images"),
+    [
+        (5, 1024),  # the least, however slow the machine is
+        (27, 1024),
+        (70, 2816),  # 22 batches: 121 s
+        (110, 4352),
+        (100_000, 50_000),  # all there are
+    ],
+)
+def test_the_tour_takes_about_two_minutes(rate: float, num_images: int) -> None:
+    assert tour.plan_num_images(rate, get_recipe(tour.RECIPE).global_batch_size, 50_000) == num_images
+
+
+def test_the_expected_accuracy_is_of_a_measured_tour_that_is_no_larger() -> None:
+    sizes = sorted(tour.ACCURACIES)
+    assert tour.expected_accuracy(sizes[0]) == tour.ACCURACIES[sizes[0]]
+    assert tour.expected_accuracy(sizes[1] - 128) == tour.ACCURACIES[sizes[0]]
+    assert tour.expected_accuracy(50_000) == tour.ACCURACIES[sizes[-1]]
+    accuracies = [tour.ACCURACIES[size] for size in sizes]
+    assert 0.1 < accuracies[0] < accuracies[-1] < 0.89
