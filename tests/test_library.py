@@ -16,7 +16,6 @@ import fastcifar
 from fastcifar.data.containers import Dataset
 
 ROOT = Path(fastcifar.__file__).parent.parent
-PAGES = sorted(path.stem for path in (ROOT / "docs").glob("*.md"))
 
 
 def test_the_names_are_those_of_their_modules() -> None:
@@ -131,11 +130,3 @@ def test_the_pages_means_and_deviations_are_cifar10s(real_dataset: Dataset) -> N
     mean = shares @ values
     std = np.sqrt((shares * (values - mean[:, None]) ** 2).sum(1))
     assert (mean.round(4).tolist(), std.round(4).tolist()) == ([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616])
-
-
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *(f"docs/{name}.md" for name in PAGES)])
-def test_links_in_the_pages_lead_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text()
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if "://" not in target:
-            assert (ROOT / page).parent.joinpath(target.split("#")[0]).exists(), target

@@ -109,7 +109,7 @@ def load_picture(path: Path) -> Picture:
     except OSError as error:
         reason = error.strerror or "not a picture, or damaged"
         raise FastcifarError(f"cannot read {path}: {reason}") from error
-    except Exception as error:  # a damaged file raises whatever its parser meets
+    except Exception as error:  # a damaged file makes its parser raise almost anything
         raise FastcifarError(f"cannot read {path}: not a picture, or damaged") from error
 
 

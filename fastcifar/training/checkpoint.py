@@ -97,7 +97,7 @@ def is_sealed(file_content: bytes) -> bool:
 
 
 def _check(file_content: bytes) -> None:
-    """Raise ValueError, or whatever a parser does, unless these are bytes of ours that torch may read."""
+    """Raise ValueError, or what a parser raises, unless this is a checkpoint of ours that torch may read."""
     content, digest = file_content[:-_DIGEST_CHARS], file_content[-_DIGEST_CHARS:]
     if hashlib.sha256(content).hexdigest().encode() != digest:
         raise ValueError("digest")
