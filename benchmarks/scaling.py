@@ -1,10 +1,9 @@
-"""Throughput and efficiency of 1, 2, ... processes on this machine; and a model of how far many GPUs would go.
+"""Throughput and efficiency of 1, 2, ... processes on this machine.
 
     python benchmarks/scaling.py
 
 Each world size is a job of its own under torchrun, one process a GPU, or one a CPU core with one thread; the sizes take
 turns in rounds, and medians are quoted. Efficiency is the rate against that of one process times the number of them.
-The model is arithmetic on assumptions, which it prints; it measures nothing.
 """
 
 import json
@@ -15,7 +14,6 @@ import sys
 import tempfile
 import time
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,79 +29,6 @@ from fastcifar.training.device import is_bf16_fast, resolve_device
 from fastcifar.training.trainer import Trainer
 
 _WARM_STEPS = 2
-
-
-@dataclass(frozen=True)
-class Model:
-    """Step time of a world of H100 nodes. Rates and latencies are assumptions; none was measured here.
-
-    Attributes:
-        img_per_s: one GPU's rate without what a step costs whatever its batch: the serial roofline.
-        fixed_s: the optimizer's and autocast's passes over the weights, at 3 TB/s.
-        backward_share: of the time for a batch; gradients travel meanwhile.
-        gradient_bytes: float32.
-        node_size: GPUs a node.
-        node_bytes_per_s: of an all-reduce within a node, each GPU, each way.
-        network_bytes_per_s: of a node's eight network cards together, each way: as many rings cross, each by its own.
-        node_latency_s: of an all-reduce within a node.
-        network_latency_s: of one between nodes.
-    """
-
-    img_per_s: float = 114_000
-    fixed_s: float = 120e-6
-    backward_share: float = 2 / 3
-    gradient_bytes: float = 11_173_962 * 4
-    node_size: int = 8
-    node_bytes_per_s: float = 350e9
-    network_bytes_per_s: float = 8 * 45e9
-    node_latency_s: float = 30e-6
-    network_latency_s: float = 60e-6
-
-    def step_s(self, batch_size: int, world_size: int) -> tuple[float, float]:
-        """Seconds of a step, and of its all-reduce (a ring: each rank sends 2 (W - 1) / W of the gradients)."""
-        batch_s = batch_size / world_size / self.img_per_s
-        if world_size == 1:
-            return batch_s + self.fixed_s, 0.0
-        is_one_node = world_size <= self.node_size
-        bytes_per_s = self.node_bytes_per_s if is_one_node else min(self.node_bytes_per_s, self.network_bytes_per_s)
-        latency_s = self.node_latency_s if is_one_node else self.network_latency_s
-        reduce_s = latency_s + 2 * (world_size - 1) / world_size * self.gradient_bytes / bytes_per_s
-        return batch_s + self.fixed_s + max(0.0, reduce_s - self.backward_share * batch_s), reduce_s
-
-
-def show_model(model: Model, batch_sizes: tuple[int, ...] = (128, 1024)) -> None:
-    """Print the model's assumptions, its table, and where another doubling gains less than a fifth."""
-    print("\nA model of H100 nodes. Nothing of it was measured on a GPU; its assumptions:")
-    print(
-        f"  one GPU {model.img_per_s:,.0f} img/s (serial roofline) + {model.fixed_s * 1e6:.0f} us a step whatever "
-        f"its batch; backward {model.backward_share:.0%}"
-    )
-    print(
-        f"  {model.gradient_bytes / 1e6:.1f} MB of gradients, reduced while backward goes on; ring of "
-        f"{model.node_bytes_per_s / 1e9:.0f} GB/s and {model.node_latency_s * 1e6:.0f} us in a node of "
-        f"{model.node_size}, {model.network_bytes_per_s / 1e9:.0f} GB/s and {model.network_latency_s * 1e6:.0f} us "
-        "between nodes"
-    )
-    for batch_size in batch_sizes:
-        rows, rates, last_worth = [], {}, 1
-        for world_size in (1, 2, 4, 8, 16, 32, 64):
-            step_s, reduce_s = model.step_s(batch_size, world_size)
-            rates[world_size] = batch_size / step_s
-            if world_size == 2 * last_worth and rates[world_size] > 1.2 * rates[last_worth]:
-                last_worth = world_size
-            rows.append(
-                [
-                    str(world_size),
-                    str(batch_size // world_size),
-                    f"{step_s * 1e6:,.0f}",
-                    f"{reduce_s * 1e6:,.0f}",
-                    f"{rates[world_size]:,.0f}",
-                    f"{rates[world_size] / rates[1]:.2f}×",
-                ]
-            )
-        columns = ["GPUs", "batch a rank", "step, us", "all-reduce, us", "img/s", "against one"]
-        print_table(f"\nglobal batch size {batch_size} (model)", columns, rows)
-        print(f"another doubling gains less than a fifth beyond {last_worth} GPUs")
 
 
 def serve(name: str, num_steps: int, data_dir: Path, out: Path) -> None:
@@ -174,7 +99,7 @@ def main(
     out: Path | None,
     worker: Path | None,
 ) -> None:
-    """Measure, print a table, and then the model."""
+    """Measure, and print a table."""
     is_cuda = torch.cuda.is_available()
     num_steps = num_steps or (300 if is_cuda else 4)
     if worker is not None:
@@ -212,7 +137,6 @@ def main(
     batch_size = get_recipe(name).global_batch_size
     title = f"\n{name}, global batch size {batch_size}, {machine['device']}" + ("" if is_cuda else ", a thread each")
     print_table(title, ["processes", "img/s", "spread", "gain", "efficiency"], rows)
-    show_model(Model())
     if out is not None:
         write_results(
             out,

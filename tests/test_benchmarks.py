@@ -238,26 +238,7 @@ def test_scaling_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeypatc
     one, two = json.loads(out.read_text())["results"]
     assert (one["img_per_s"]["median"], one["efficiency"]) == (100.0, 1.0)
     assert (two["img_per_s"]["median"], two["gain"]["median"], two["efficiency"]) == (180.0, 1.7, 0.85)
-    assert "Nothing of it was measured on a GPU" in output
-    assert "another doubling gains less than a fifth beyond" in output
-
-
-def test_the_scaling_models_arithmetic() -> None:
-    model = scaling.Model(
-        img_per_s=1e5,
-        fixed_s=1e-4,
-        backward_share=0.5,
-        gradient_bytes=4e7,
-        node_size=8,
-        node_bytes_per_s=4e11,
-        network_bytes_per_s=4e10,
-        node_latency_s=5e-5,
-        network_latency_s=1e-4,
-    )
-    assert model.step_s(1000, 1) == pytest.approx((0.0101, 0.0))
-    assert model.step_s(1000, 2) == pytest.approx((0.0051, 0.00015))  # reduced while backward goes on
-    assert model.step_s(1000, 8) == pytest.approx((0.00135, 0.000225))
-    assert model.step_s(1600, 16) == pytest.approx((0.001 + 1e-4 + 0.001975 - 0.0005, 0.001975))  # it shows
+    assert "180.0" in output
 
 
 def test_pipeline_measures_and_writes(tiny_data: Path, tmp_path: Path) -> None:
