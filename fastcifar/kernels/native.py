@@ -30,7 +30,7 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class NativeError(Exception):
-    """A kernel is not to be had here; the message is a line that says why."""
+    """A kernel is not available here; the message is one line that says why."""
 
 
 @functools.cache
