@@ -116,7 +116,11 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert "A short run: 3 of the recipe's 55 epochs, 4,096 of 50,000 training images." in page.text
     assert page.tables["Every epoch"][2] == ["2", "1.0000", "31.00%", "0.9000", "41.00%", "0.1", "120", "30.0"]
     assert ["num_train_images", "4096"] in page.tables["Settings"]
-    assert page.tables["Settings"][-2:] == [["mean", "0.5, 1"], ["note more deep", "None"]]
+    assert page.tables["Settings"][-3:] == [
+        ["mean", "0.5, 1"],
+        ["note more deep", "None"],
+        ["convolution", "torch"],  # of a run that does not say
+    ]
     assert ["versions fastcifar", __version__] in page.tables["Environment"]
     assert [image["alt"] for image in page.images] == [
         "Loss, accuracy and learning rate over the epochs. Best validation accuracy 42.00%, epoch 3.",

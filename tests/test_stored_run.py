@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ STORED = Path(__file__).parent / "data" / "run-0.1"
 
 
 @pytest.fixture(autouse=True)
-def _narrow(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use_narrow_network(monkeypatch, width=4)  # as they were trained, so that they are small
+def _narrow(tiny_data: Path) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:  # undone before `tiny_data` undoes its own
+        use_narrow_network(patch, width=4)  # as they were trained, so that they are small
+        yield
 
 
 def test_a_finished_run(tiny_data: Path, tmp_path: Path) -> None:
