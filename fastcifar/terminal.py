@@ -8,12 +8,12 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Self
 
 import click
-from rich.cells import cell_len
+from rich.columns import Columns
 from rich.console import Console, ConsoleOptions, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.progress import BarColumn, Progress
 from rich.table import Table
-from rich.text import Text
 
 from fastcifar.data import cifar10
 from fastcifar.errors import one_line
@@ -27,13 +27,21 @@ if TYPE_CHECKING:  # the view is up before torch is imported
     from fastcifar.results.seed_tables import SeedTable  # imports scipy, which only `repeat` and `report` need
     from fastcifar.training.settings import Settings
 
-_MAX_BAR = 100  # columns
+_MAX_BAR = 100  # columns, the epoch and the percentage beside it included
 
 
 def plain_console(*, quiet: bool = False) -> Console:
     """Standard output, where text stays as it is: a path may hold what rich takes for markup or an emoji's name."""
     is_terminal = sys.stdout is not None and sys.stdout.isatty()  # rich would also take FORCE_COLOR for a terminal
-    return Console(force_terminal=is_terminal, highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=quiet)
+    return Console(
+        force_terminal=is_terminal,
+        width=None if is_terminal else sys.maxsize,  # a line of a pipe or a file is never broken
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=True,
+        quiet=quiet,
+    )
 
 
 class RunView(Callback):
@@ -48,10 +56,14 @@ class RunView(Callback):
         self._is_live = self._out.is_terminal and not self._out.is_dumb_terminal and not quiet
         is_stderr_here = sys.stderr is not None and sys.stderr.isatty()  # the view would swallow `2> log`
         self._live = Live(self, console=self._out, transient=True, redirect_stderr=is_stderr_here)
+        bar = BarColumn(None, complete_style="cyan", finished_style="cyan", pulse_style="cyan")
+        columns = ("{task.description}", bar, "{task.fields[share]}")
+        # Its steps are those of the whole run. It is drawn in the view, so it is not started.
+        self._progress = Progress(*columns, console=self._out, expand=True, get_time=perf_counter)
+        self._task_id = self._progress.add_task("", total=None, share="")
         self._num_epochs = self._num_steps = self._batch_size = 0
-        self._epoch = 0  # the current one, from 1
-        self._position = self._first_position = 0  # steps of the whole run: done, and done before this process
-        self._begun = self._epoch_start = 0.0
+        self._first_position = 0  # steps done before this process
+        self._epoch_start = 0.0
         self._rate: float | None = None  # images a second
         self._last: EpochMetrics | None = None
         self._best: EpochMetrics | None = None
@@ -77,9 +89,10 @@ class RunView(Callback):
     ) -> None:
         """Training begins: so many epochs of so many steps; of a resumed run, the metrics of those finished before."""
         self._num_epochs, self._num_steps, self._batch_size = num_epochs, num_steps, batch_size
-        self._epoch = len(finished) + 1
-        self._position = self._first_position = len(finished) * num_steps
-        self._begun = self._epoch_start = perf_counter()
+        self._first_position = len(finished) * num_steps
+        self._progress.reset(self._task_id, total=num_epochs * num_steps)
+        self._move(len(finished), self._first_position)
+        self._epoch_start = perf_counter()
         self._rate = self._last = self._best = None  # what they were of an earlier run
         for metrics in finished:
             self._keep(metrics)
@@ -91,7 +104,7 @@ class RunView(Callback):
             self._epoch_start = now
         else:
             self._rate = step * self._batch_size / (now - self._epoch_start)
-        self._epoch, self._position = epoch + 1, epoch * self._num_steps + step + 1
+        self._move(epoch, epoch * self._num_steps + step + 1)
 
     def on_epoch_end(self, metrics: EpochMetrics) -> None:
         """An epoch ended; its line of `metrics.jsonl`."""
@@ -112,35 +125,32 @@ class RunView(Callback):
         fitting = [line for line in variants if not self._is_live or len(line) <= self._out.width]
         self.on_message((fitting or variants[-1:])[0])
 
+    def _move(self, epoch: int, position: int) -> None:
+        share = f"{100 * position // (self._num_epochs * self._num_steps):>3}%"
+        label = f"epoch {min(epoch + 1, self._num_epochs)}/{self._num_epochs}"  # a resumed run may only be evaluated
+        self._progress.update(self._task_id, completed=position, description=label, share=share)
+
     def _keep(self, metrics: EpochMetrics) -> None:
         self._last = metrics
         if self._best is None or metrics.val_accuracy > self._best.val_accuracy:
             self._best = metrics
 
-    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+    def __rich_console__(self, _: Console, __: ConsoleOptions) -> Iterator[RenderableType]:
         """Draw the live view; rich asks for it four times a second."""
-        width, total = options.max_width, self._num_epochs * self._num_steps
-        if not total:
-            yield ProgressBar(total=None, width=min(width, _MAX_BAR), pulse_style="cyan")
-            return
-        epoch = f"epoch {self._epoch}/{self._num_epochs}"
-        percentage = f"{100 * self._position // total:>3}%"
-        bar_width = min(width, _MAX_BAR) - len(epoch) - len(percentage) - 2
-        row = Table.grid(padding=(0, 1, 0, 0), pad_edge=False)
-        bar = ProgressBar(total, self._position, max(1, bar_width), complete_style="cyan", finished_style="cyan")
-        row.add_row(epoch, bar, percentage)
-        yield row
-        for parts in (self._pace(total), self._figures()):
-            for line in _pack(parts, width):
-                yield Text(line, no_wrap=True)
+        yield Constrain(self._progress, _MAX_BAR)
+        for parts in (self._pace(), self._figures()):
+            yield Columns(parts, padding=(0, 2))
 
-    def _pace(self, total: int) -> list[str]:
+    def _pace(self) -> list[str]:
         """Rate, time passed, and time left by what this process did: epochs of an earlier one do not count."""
-        passed, num_done = perf_counter() - self._begun, self._position - self._first_position
+        task = self._progress.tasks[0]
+        if task.remaining is None:  # training has not begun
+            return []
+        passed, num_done = task.elapsed or 0.0, task.completed - self._first_position
         pace = [] if self._rate is None else [f"{self._rate:,.0f} img/s"]
         pace.append(f"{_format_duration(passed)} passed")
         if num_done:
-            pace.append(f"{_format_duration(passed / num_done * (total - self._position))} left")
+            pace.append(f"{_format_duration(passed / num_done * task.remaining)} left")
         return pace
 
     def _figures(self) -> list[str]:
@@ -152,17 +162,6 @@ class RunView(Callback):
             f"last: train loss {last.train_loss:.3f}, val acc {last.val_accuracy:.1%}",
             f"best: val acc {best.val_accuracy:.1%}, epoch {best.epoch + 1}",
         ]
-
-
-def _pack(parts: Sequence[str], width: int) -> list[str]:
-    """As few lines of that width as hold the parts, none of which is broken."""
-    lines: list[str] = []
-    for part in parts:
-        if lines and len(lines[-1]) + 2 + len(part) <= width:
-            lines[-1] += f"  {part}"
-        else:
-            lines.append(part)
-    return lines
 
 
 def _format_duration(seconds: float) -> str:
@@ -179,16 +178,16 @@ def print_table(columns: list[str], rows: list[list[str]], *, num_text_columns: 
         num_text_columns: the first columns are text, the others figures.
     """
     out = plain_console()
-    lines = [columns, *rows]
-    widths = [max(map(cell_len, cells)) for cells in zip(*lines, strict=True)]
-    if not out.is_terminal or sum(widths) + 2 * (len(widths) - 1) <= out.width:
-        for number, line in enumerate(lines):
-            fills = [" " * (width - cell_len(cell)) for cell, width in zip(line, widths, strict=True)]
-            cells = [
-                cell + fill if i < num_text_columns else fill + cell
-                for i, (cell, fill) in enumerate(zip(line, fills, strict=True))
-            ]
-            out.print("  ".join(cells).rstrip(), style=None if number else "bold")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number < num_text_columns else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    if out.measure(table, options=out.options.update(width=sys.maxsize)).maximum <= out.width:
+        with out.capture() as capture:
+            out.print(table)
+        # Without the spaces that rich fills each line up with.
+        out.out("\n".join(line.rstrip() for line in capture.get().split("\n")), end="")
         return
     indent = max(map(len, columns[1:])) + 4
     for row in rows:
@@ -246,13 +245,12 @@ def show_summary(recipe: Recipe, settings: "Settings", run_dir: Path, results: R
         out.print(f"{name:<10}{path}")
     for position, (command, purpose) in enumerate(commands.items()):
         line = f"{'' if position else 'next':<10}{command}"
-        is_wide = not out.is_terminal or len(line) + len(purpose) + 4 <= out.width
-        out.print(f"{line}  # {purpose}" if is_wide else line)
+        out.print(f"{line}  # {purpose}" if len(line) + len(purpose) + 4 <= out.width else line)
 
 
 def _print_text(out: Console, text: str) -> None:
     """A sentence or more: broken between words on a terminal, one line elsewhere."""
-    out.print(text, soft_wrap=not out.is_terminal)
+    out.print(text, soft_wrap=False)
 
 
 def show_evaluation(evaluation: "Evaluation") -> None:

@@ -130,13 +130,29 @@ def test_a_resumed_run_begins_where_it_stands(clock: Clock) -> None:
     assert view(run_view, 60)[1] == "2 img/s  0:10 passed  1:30 left"
 
 
+def test_a_resumed_run_with_no_epoch_left_is_at_its_last(clock: Clock) -> None:
+    run_view = RunView()
+    run_view.on_train_begin(2, 10, 8, (metrics(0, 0.6), metrics(1, 0.5)))
+    assert view(run_view, 60)[:2] == [f"epoch 2/2 {bar(45, 1)} 100%", "0:00 passed"]
+
+
+@pytest.mark.parametrize("width", [0, 1, 10, 20])
+def test_a_terminal_too_narrow_for_the_view_shows_the_parts_one_by_one(clock: Clock, width: int) -> None:
+    run_view = RunView()
+    halfway(run_view, clock)
+    lines = view(run_view, width)
+    assert max(map(len, lines), default=0) <= width
+    if width == 20:
+        assert lines[1:4] == ["12,346 img/s", "1:40 passed", "1:40 left"]
+
+
 def test_hours_and_thousands(clock: Clock) -> None:
     run_view = RunView()
     run_view.on_train_begin(70, 390, 128, ())
     clock.now += 3725
     run_view.on_step_end(0, 389)
     assert view(run_view, 80)[1] == "13 img/s  1:02:05 passed  71:23:45 left"  # 69 more epochs
-    assert view(run_view, 36)[1:] == ["13 img/s  1:02:05 passed", "71:23:45 left"]
+    assert view(run_view, 36)[1:] == ["13 img/s       1:02:05 passed", "71:23:45 left"]  # in columns
 
 
 def test_a_terminal_gets_the_view_and_is_left_clean(

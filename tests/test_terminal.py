@@ -117,9 +117,18 @@ def test_a_table_too_wide_for_a_terminal_becomes_blocks(
     ]
 
 
-def test_a_pipe_gets_the_table_however_wide(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table(["name", "n"], [["x" * 2000, "1"]], num_text_columns=1)
-    assert printed(capsys)[1] == f"{'x' * 2000}  1"
+def test_a_pipe_gets_the_table_however_wide_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "0")
+    print_table(["name", "n"], [["x" * 2000, "10"], [":cat: [b]", ""], ["y", "1"]], num_text_columns=1)
+    assert capsys.readouterr().out.splitlines() == [  # no line ends with spaces
+        "name".ljust(2000) + "   n",
+        "x" * 2000 + "  10",
+        ":cat: [b]",
+        "y".ljust(2000) + "   1",
+    ]
 
 
 def test_predictions_show_any_name_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
