@@ -1,6 +1,7 @@
 """What a person sees on a terminal: a run as it goes, tables, and a run's summary."""
 
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ _MAX_BAR = 100  # columns, the epoch and the percentage beside it included
 def plain_console(*, quiet: bool = False) -> Console:
     """Standard output, where text stays as it is: a path may hold what rich takes for markup or an emoji's name."""
     is_terminal = sys.stdout is not None and sys.stdout.isatty()  # rich would also take FORCE_COLOR for a terminal
-    return Console(
+    out = Console(
         force_terminal=is_terminal,
         width=None if is_terminal else sys.maxsize,  # a line of a pipe or a file is never broken
         highlight=False,
@@ -42,6 +43,9 @@ def plain_console(*, quiet: bool = False) -> Console:
         soft_wrap=True,
         quiet=quiet,
     )
+    if not out.width:  # COLUMNS=0: the terminal's own width, for in none at all rich shows nothing
+        out.width = shutil.get_terminal_size().columns
+    return out
 
 
 class RunView(Callback):
@@ -122,7 +126,7 @@ class RunView(Callback):
             f"{epoch}  {train.removeprefix('train ')}  val {val_accuracy}",
             f"{epoch}  val {val_accuracy}",
         ]
-        fitting = [line for line in variants if not self._is_live or len(line) <= self._out.width]
+        fitting = [line for line in variants if len(line) <= self._out.width]
         self.on_message((fitting or variants[-1:])[0])
 
     def _move(self, epoch: int, position: int) -> None:

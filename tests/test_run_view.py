@@ -1,4 +1,5 @@
 import io
+import os
 import re
 
 import pytest
@@ -191,7 +192,18 @@ def test_a_dumb_terminal_gets_lines(
         halfway(run_view, clock)
     out = capsys.readouterr().out
     assert "\x1b" not in out
-    assert [line.split("  ")[0] for line in out.splitlines()] == ["epoch 1/4", "epoch 2/4"]
+    line = "epoch {}/4  train loss 1.235 acc 55.1%  val loss 1.100 acc {}%  12,346 img/s"  # 80 columns hold no more
+    assert out.splitlines() == [line.format(1, "60.0"), line.format(2, "55.0")]
+
+
+def test_columns_0_means_the_terminals_own_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clock: Clock
+) -> None:
+    pretend_terminal(monkeypatch, 0)
+    monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((40, 24)))
+    with RunView() as run_view:
+        halfway(run_view, clock)
+    assert "epoch 1/4  loss 1.235  val acc 60.0%\n" in capsys.readouterr().out
 
 
 def test_what_is_no_terminal_gets_lines_whatever_the_environment_says(
