@@ -8,7 +8,7 @@ import functools
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from torchvision import transforms
 
 from fastcifar.data.beton import ffcv_side_effects_undone
 from fastcifar.data.folder import Split, beton_path
-from fastcifar.pipeline.loader import Batches, EpochPlanner, Loader, ResidentLoader, StreamedLoader
+from fastcifar.pipeline.loader import Batch, EpochPlanner, Loader, ResidentLoader, StreamedLoader
 from fastcifar.recipes import Recipe
 from fastcifar.training.allocator import freed_memory_kept
 from fastcifar.training.convolution import TORCH, choose_convolution
@@ -34,12 +34,12 @@ class Contender(ABC):
     """One way to train: where its batches come from, and what a step does with one."""
 
     @abstractmethod
-    def batches(self) -> Batches:
+    def batches(self) -> Generator[tuple[Any, ...]]:
         """One epoch's batches; closing the generator early frees what it holds."""
 
     @abstractmethod
-    def step(self, images: Tensor, labels: Tensor) -> None:
-        """Train on one batch."""
+    def step(self, *batch: Any) -> None:
+        """Train on one batch, given as `batches` yielded it."""
 
     @abstractmethod
     def pop_loss(self) -> float:
@@ -73,9 +73,9 @@ class FastCifar(Contender):
         else:
             images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels).long()
             planner = self._planner(indices.to(device))
-            self._loader = ResidentLoader(images.to(device), labels.to(device), planner, compile=compiles)
+            self._loader = ResidentLoader(images.to(device), labels.to(device), planner)
         if compiles:
-            self._trainer.warm_up()
+            self._trainer.warm_up(self._loader)
         self._num_steps = 0
 
     def _planner(self, indices: Tensor) -> EpochPlanner:
@@ -88,16 +88,17 @@ class FastCifar(Contender):
             max_angle_deg=recipe.max_angle_deg,
         )
 
-    def batches(self) -> Batches:
+    def batches(self) -> Generator[tuple[int]]:
         """The loader's own epoch, a new one at each call, with the memory setting that training has on a CPU."""
         self._trainer.begin_epoch()
         self._epoch += 1
         with freed_memory_kept(self._device.type):
-            yield from self._loader.epoch(self._epoch - 1)
+            for step in self._loader.epoch(self._epoch - 1):
+                yield (step,)
 
-    def step(self, images: Tensor, labels: Tensor) -> None:
-        """The trainer's own step."""
-        self._trainer.step(images, labels)
+    def step(self, _: int) -> None:
+        """The trainer's own step, which reads the loader's batch itself."""
+        self._trainer.step(self._loader)
         self._num_steps += 1
 
     def pop_loss(self) -> float:
@@ -197,7 +198,7 @@ class DataLoaderContender(_Notebook):
             **tuned,
         )
 
-    def batches(self) -> Batches:
+    def batches(self) -> Generator[Batch]:
         """The DataLoader's."""
         yield from self._loader
 
@@ -245,7 +246,7 @@ class StockFfcv(_Notebook):
         self._mean = torch.tensor(recipe.mean, device=device).view(1, 3, 1, 1)
         self._std = torch.tensor(recipe.std, device=device).view(1, 3, 1, 1)
 
-    def batches(self) -> Batches:
+    def batches(self) -> Generator[Batch]:
         """FFCV's; its thread is ended by hand when the epoch is left early, which FFCV itself does not do."""
         num_threads = torch.get_num_threads()
         with warnings.catch_warnings():
@@ -275,7 +276,7 @@ class ResidentEager(_Notebook):
         self._black = (0 - mean) / std
         self._labels = torch.from_numpy(split.labels).long().to(device)
 
-    def batches(self) -> Batches:
+    def batches(self) -> Generator[Batch]:
         """A shuffled epoch, each batch augmented when it is taken."""
         size = self.recipe.global_batch_size
         order = torch.randperm(len(self._images), device=self.device)

@@ -55,17 +55,20 @@ def measure_rate(name: str, num_steps: int, data_dir: Path, world: World, device
         world=world,
     )
     images, labels = torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).long().to(device)
+    loader = ResidentLoader(images, labels, planner)
     if device.type == "cuda":
-        trainer.warm_up()
+        trainer.warm_up(loader)
     trainer.begin_epoch()
-    with freed_memory_kept(device.type), closing(ResidentLoader(images, labels, planner).epoch(0)) as batches:
+    with freed_memory_kept(device.type), closing(loader.epoch(0)) as steps:
         for _ in range(_WARM_STEPS):
-            trainer.step(*next(batches))
+            next(steps)
+            trainer.step(loader)
         synchronise(device)
         world.barrier()
         start = time.perf_counter()
         for _ in range(num_steps):
-            trainer.step(*next(batches))
+            next(steps)
+            trainer.step(loader)
         synchronise(device)
         return num_steps * recipe.global_batch_size / world.all_reduce_max(time.perf_counter() - start)
 

@@ -16,6 +16,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from fastcifar.files import replacing
+from fastcifar.pipeline.loader import FixedBatch
 from fastcifar.recipes import get_recipe
 from fastcifar.training.allocator import freed_memory_kept
 from fastcifar.training.convolution import choose_convolution
@@ -66,16 +67,16 @@ def time_parts(events: list[FunctionEvent], total_ms: float) -> dict[str, float]
 def measure_step(trainers: dict[str, Trainer], batch_size: int, rounds: int) -> dict[str, dict[str, float]]:
     """Median milliseconds of each part, of steps that take turns."""
     images = torch.randint(0, 256, (batch_size, 32, 32, 3), dtype=torch.uint8)
-    labels = torch.randint(0, 10, (batch_size,))
+    loader = FixedBatch(images, torch.randint(0, 10, (batch_size,)))
     times: dict[str, list[dict[str, float]]] = {name: [] for name in trainers}
     with freed_memory_kept("cpu"):
         for number in range(-1, rounds):
             for name, trainer in trainers.items():
                 trainer.begin_epoch()
-                trainer.step(images, labels)  # what the other one left in the caches is gone
+                trainer.step(loader)  # what the other one left in the caches is gone
                 activities = [ProfilerActivity.CPU]
                 with profile(activities=activities, record_shapes=True) as profiled, record_function("step"):
-                    trainer.step(images, labels)
+                    trainer.step(loader)
                 events = profiled.events()
                 total_ms = next(event.cpu_time_total for event in events if event.name == "step") / 1e3
                 if number >= 0:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -52,6 +52,12 @@ class World:
         """Sum `tensor` over all ranks, in place; every rank gets the same bits."""
         if self.size > 1:
             dist.all_reduce(tensor)
+
+    def broadcast_tensors(self, tensors: Iterable[Tensor]) -> None:
+        """Put rank 0's values into every rank's tensors."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def all_reduce_max(self, value: float) -> float:
         """The greatest of the ranks' values."""

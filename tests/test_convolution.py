@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fastcifar.distributed import ALONE, World
 from fastcifar.errors import ArgumentError, FastcifarError
 from fastcifar.kernels import winograd
+from fastcifar.pipeline.loader import FixedBatch
 from fastcifar.recipes import get_recipe
 from fastcifar.training import convolution, run
 from fastcifar.training.callbacks import Callback
@@ -157,7 +158,7 @@ def losses(convolution: str, num_steps: int, scale: float = 1.0) -> list[float]:
     for _ in range(num_steps):
         images = torch.randint(0, 256, (16, 32, 32, 3), dtype=torch.uint8, generator=generator)
         trainer.begin_epoch()
-        trainer.step(images, torch.randint(0, 10, (16,), generator=generator))
+        trainer.step(FixedBatch(images, torch.randint(0, 10, (16,), generator=generator)))
         found.append(float(trainer.totals[0]) / 16)
     return found
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.batches import read_epoch
 from support.command_line import PROGRAMS, PYTHONPATH
 from support.containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
 from support.training_runs import assert_same_run
@@ -121,7 +122,7 @@ def test_loaders_give_a_ranks_share(kind: str, tiny_data: Path) -> None:
         loader = StreamedLoader(tiny_data / "train.beton", indices, planner, torch.device("cpu"), num_workers=1)
     order = draw_order(42, 1, indices)
     coeffs = affine_coeffs(sample_augmentation(42, 1, order, padding=4, max_angle_deg=15))
-    found = list(loader.epoch(1))
+    found = read_epoch(loader, 1)
     assert loader.num_steps == len(found) == 3
     for step, (share, share_labels) in enumerate(found):
         mine = slice(step * 12 + 8, step * 12 + 12)

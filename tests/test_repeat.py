@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from support.command_line import TRAIN, call
 from support.training_runs import Listener, tiny_settings
-from torch import Tensor
 
 from fastcifar.errors import FastcifarError, Interrupted
+from fastcifar.pipeline.loader import Loader
 from fastcifar.results.records import read_config
 from fastcifar.results.repeats import read_repeats
 from fastcifar.training.repeat import train_seeds
@@ -45,11 +45,11 @@ def test_a_seed_that_diverges_is_kept_and_not_tried_again(
     real_step = Trainer.step
     steps: list[int] = []
 
-    def step(self: Trainer, images: Tensor, labels: Tensor) -> None:
+    def step(self: Trainer, loader: Loader) -> None:
         steps.append(len(steps))
         if len(steps) == 1:
             self.model.backbone.fc.bias.data.fill_(math.nan)
-        real_step(self, images, labels)
+        real_step(self, loader)
 
     monkeypatch.setattr(Trainer, "step", step)
     monkeypatch.chdir(tmp_path)

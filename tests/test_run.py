@@ -25,7 +25,7 @@ from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.machine import package_versions
 from fastcifar.pipeline import loader as loader_module
 from fastcifar.pipeline.augment import choose_subset
-from fastcifar.pipeline.loader import EpochPlanner
+from fastcifar.pipeline.loader import EpochPlanner, Loader
 from fastcifar.results import charts
 from fastcifar.results.charts import write_charts
 from fastcifar.results.records import EpochMetrics, as_plain, read_metrics, read_predictions, read_results
@@ -220,11 +220,11 @@ def test_a_loss_that_is_no_number_stops_the_run(
     calls: list[int] = []
     real_step = Trainer.step
 
-    def step(self: Trainer, images: Tensor, labels: Tensor) -> None:
+    def step(self: Trainer, loader: Loader) -> None:
         calls.append(len(calls))
         if calls[-1] == 5 + bad_step and where != "the validation":
             self.model.backbone.fc.bias.data.fill_(math.nan)
-        real_step(self, images, labels)
+        real_step(self, loader)
         if calls[-1] == 5 + bad_step:  # as the epoch's very last step can leave them
             self.model.backbone.fc.bias.data.fill_(math.nan)
 

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.batches import read_epoch
 from support.containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
 from support.published import MyResnet
 from support.tiny_world import tiny_world
@@ -20,13 +21,12 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 def build_loader(
     batch_size: int = 8,
     device: torch.device = CPU,
-    compile: bool = False,  # noqa: A002
     num_images: int = NUM_TRAIN,
 ) -> ResidentLoader:
     indices = torch.arange(num_images, device=device)
     planner = EpochPlanner(indices, batch_size, seed=42, padding=4, max_angle_deg=15)
     images, labels = torch.from_numpy(TRAIN_IMAGES), torch.from_numpy(TRAIN_LABELS).long()
-    return ResidentLoader(images.to(device), labels.to(device), planner, compile=compile)
+    return ResidentLoader(images.to(device), labels.to(device), planner)
 
 
 def build_trainer(
@@ -58,7 +58,7 @@ def as_a_notebook(name: str, num_epochs: int) -> tuple[MyResnet, list[float]]:
     losses = []
     for epoch in range(num_epochs):
         total = 0.0
-        for images, labels in build_loader(num_images=8).epoch(epoch):
+        for images, labels in read_epoch(build_loader(num_images=8), epoch):
             scaled = (images.permute(0, 3, 1, 2).contiguous().float() / 255).double()
             inputs: Tensor = Normalize((0.5,) * 3, (0.5,) * 3)(scaled)
             optimizer.zero_grad()
@@ -110,15 +110,16 @@ def test_loss_and_accuracy_are_means_over_the_epoch() -> None:
     seen = []
     real_forward = trainer.forward
 
-    def forward(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        loss, num_correct = real_forward(images, labels)
-        seen.append((loss.item(), num_correct.item()))
-        return loss, num_correct
+    def forward(inputs: Tensor, labels: Tensor) -> Tensor:
+        num_correct = trainer.totals[1].item()
+        loss = real_forward(inputs, labels)
+        seen.append((loss.item(), trainer.totals[1].item() - num_correct))
+        return loss
 
     trainer.forward = forward
     steps: list[int] = []
     loss, accuracy = trainer.train_epoch(build_loader(), 0, steps.append)
-    assert steps == [0, 1, 2, 3, 4]
+    assert steps == [1, 2, 3, 4, 5]
     assert loss == pytest.approx(sum(loss for loss, _ in seen) / 5)
     assert accuracy == pytest.approx(sum(correct for _, correct in seen) / NUM_TRAIN)
 
@@ -148,7 +149,7 @@ def test_warming_up_changes_nothing(name: str, epochs_before: int) -> None:
         for epoch in range(epochs_before):
             trainer.train_epoch(build_loader(), epoch, lambda step: None)
         if warms_up:
-            trainer.warm_up()
+            trainer.warm_up(build_loader())
             assert all(parameter.grad is None for parameter in trainer.model.parameters())
         trainer.train_epoch(build_loader(), epochs_before, lambda step: None)
         states.append(trainer.state())
@@ -183,7 +184,7 @@ def test_compiled_training_equals_eager_and_never_recompiles() -> None:
         for seed in (42, 43):  # several trainings in one process
             trainer = build_trainer("adam89", compile=compile, seed=seed)
             if seed == 42:
-                trainer.warm_up()
+                trainer.warm_up(build_loader())
                 num_graphs = counters["stats"]["unique_graphs"]
             losses += [trainer.train_epoch(build_loader(), epoch, lambda step: None)[0] for epoch in range(2)]
             assert counters["stats"]["unique_graphs"] == num_graphs
@@ -196,9 +197,10 @@ def test_compiled_training_equals_eager_and_never_recompiles() -> None:
 @pytest.mark.parametrize("compile", [False, True])
 def test_cuda_training_follows_the_cpu(compile: bool) -> None:  # noqa: A002
     on_cpu, on_cuda = build_trainer("adam89"), build_trainer("adam89", CUDA, compile=compile)
-    on_cuda.warm_up()
+    loader = build_loader(device=CUDA)
+    on_cuda.warm_up(loader)
     expected = on_cpu.train_epoch(build_loader(), 0, lambda step: None)[0]
-    loss = on_cuda.train_epoch(build_loader(device=CUDA), 0, lambda step: None)[0]
+    loss = on_cuda.train_epoch(loader, 0, lambda step: None)[0]
     assert loss == pytest.approx(expected, rel=2e-2)
 
 
@@ -208,12 +210,13 @@ def test_a_captured_step_follows_the_same_step_uncaptured(name: str) -> None:
     """Over a schedule that moves: a graph with the learning rate baked in, or batch-norm statistics advanced by the
     capture, would part from it."""
     losses, states = [], []
+    loader = build_loader(device=CUDA)
     for captures in (False, True):
         trainer = build_trainer(name, CUDA, compile=True)
         if captures:
-            trainer.warm_up()
-        assert (trainer._captured is not None) == captures
-        losses.append([trainer.train_epoch(build_loader(device=CUDA), epoch, lambda step: None)[0] for epoch in (0, 1)])
+            trainer.warm_up(loader)
+        assert trainer.is_captured == captures
+        losses.append([trainer.train_epoch(loader, epoch, lambda step: None)[0] for epoch in (0, 1)])
         states.append(trainer.state())
     assert losses[1] == pytest.approx(losses[0], rel=1e-2)
     assert states[0]["optimizer"]["param_groups"] == states[1]["optimizer"]["param_groups"]
@@ -224,27 +227,29 @@ def test_a_captured_step_follows_the_same_step_uncaptured(name: str) -> None:
 
 @pytest.mark.gpu
 def test_a_captured_step_goes_on_from_a_loaded_state() -> None:
-    before = build_trainer("sgd92", CUDA, compile=True)
-    before.warm_up()
-    before.train_epoch(build_loader(device=CUDA), 0, lambda step: None)
+    before, loader = build_trainer("sgd92", CUDA, compile=True), build_loader(device=CUDA)
+    before.warm_up(loader)
+    before.train_epoch(loader, 0, lambda step: None)
     after = build_trainer("sgd92", CUDA, compile=True)
     after.load_state(before.state())
-    after.warm_up()
-    losses = [trainer.train_epoch(build_loader(device=CUDA), 1, lambda step: None)[0] for trainer in (before, after)]
+    after.warm_up(loader)
+    losses = [trainer.train_epoch(loader, 1, lambda step: None)[0] for trainer in (before, after)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["sgd92", "adam89"])
 def test_a_warm_step_never_waits_for_the_device(name: str) -> None:
-    trainer, loader = build_trainer(name, CUDA, "bf16", compile=True), build_loader(device=CUDA, compile=True)
-    trainer.warm_up()
+    trainer, loader = build_trainer(name, CUDA, "bf16", compile=True), build_loader(device=CUDA)
+    trainer.warm_up(loader)
     trainer.train_epoch(loader, 0, lambda step: None)
-    batches = loader.epoch(1)
-    trainer.step(*next(batches))
+    trainer.begin_epoch()
+    steps = loader.epoch(1)
+    next(steps)
+    trainer.step(loader)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for images, labels in batches:
-            trainer.step(images, labels)
+        for _ in steps:
+            trainer.step(loader)
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -1,6 +1,7 @@
 """Augmented uint8 batches of the training set on a device, from memory (resident) or from the file (streamed).
 
-Both loaders give the same images in the same order, a function of (seed, epoch) alone.
+Both loaders give the same images in the same order, a function of (seed, epoch) alone. A batch is read by its step's
+number, which lies on the device, from tensors that keep their addresses: so reading can be part of a CUDA graph.
 """
 
 import contextlib
@@ -20,8 +21,10 @@ from fastcifar.kernels.gather import gather_augmented
 from fastcifar.pipeline.augment import affine_coeffs, choose_subset, draw_order, sample_augmentation
 
 Batch = tuple[Tensor, Tensor]  # (B, 32, 32, 3) uint8 images, (B,) int64 labels, both on the loader's device
-Batches = Generator[Batch]
+Steps = Generator[int]
 NumpyBatches = Generator[tuple[NDArray[np.uint8], NDArray[np.int64]]]
+
+_NUM_SLOTS = 2
 
 
 class Loader(Protocol):
@@ -29,14 +32,25 @@ class Loader(Protocol):
 
     Attributes:
         num_steps: full batches an epoch; the images beyond them are left out of it.
+        reads_ahead: whether `read` can be asked for any step of an epoch as soon as the epoch has begun.
     """
 
     num_steps: int
+    reads_ahead: bool
 
-    def epoch(self, epoch: int) -> Batches:
-        """The batches of an epoch (from 0). A batch stays valid after the next is taken.
+    def epoch(self, epoch: int) -> Steps:
+        """Make the batches of an epoch (from 0) available to `read`, one after the other; yields the step's number.
 
-        Close it, rather than drop it, to leave an epoch early.
+        What reads a batch must have been issued before the next step is taken. Close it, rather than drop it, to leave
+        an epoch early.
+        """
+        ...
+
+    def read(self, step: Tensor) -> Batch:
+        """The batch of a step of this epoch, augmented; on CUDA nothing waits for the device.
+
+        Args:
+            step: `(1,)` int64 on the loader's device, from 0.
         """
         ...
 
@@ -58,15 +72,9 @@ class EpochPlanner:
     """
 
     def __init__(
-        self,
-        indices: Tensor,
-        global_batch_size: int,
-        *,
-        seed: int,
-        padding: int,
-        max_angle_deg: float,
+        self, indices: Tensor, global_batch_size: int, *, seed: int, padding: int, max_angle_deg: float,
         world: World = ALONE,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.indices = indices
         self.num_steps = len(indices) // global_batch_size
         self.rank_batch_size = global_batch_size // world.size
@@ -95,26 +103,39 @@ class ResidentLoader:
         images: `(N, 32, 32, 3)` uint8, contiguous, on the device.
         labels: `(N,)` int64, on the device.
         planner: for the N images, on the device.
-        compile: whether torch.compile makes one kernel of the gather.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, planner: EpochPlanner, *, compile: bool = False) -> None:  # noqa: A002
-        self._images, self._labels, self._planner = images, labels, planner
-        self._gather = torch.compile(gather_augmented, dynamic=False) if compile else gather_augmented
-        self.num_steps = planner.num_steps
+    reads_ahead = True
 
-    def epoch(self, epoch: int) -> Batches:
-        """The batches of an epoch, each augmented when it is taken."""
+    def __init__(self, images: Tensor, labels: Tensor, planner: EpochPlanner) -> None:
+        self._images, self._labels, self._planner = images, labels, planner
+        self.num_steps = planner.num_steps
+        # What the epoch visits, a row a step; it is overwritten at the next epoch's start.
+        shape = (planner.num_steps, planner.rank_batch_size)
+        self._order = torch.zeros(shape, dtype=torch.int64, device=images.device)
+        self._coeffs = torch.zeros((*shape, 9), dtype=torch.int32, device=images.device)
+        self._epoch_labels = torch.zeros(shape, dtype=torch.int64, device=images.device)
+
+    def epoch(self, epoch: int) -> Steps:
+        """The steps of an epoch, all of which can be read from the start."""
         order, coeffs = self._planner.plan(epoch)
-        labels = self._labels[order]
-        size = self._planner.rank_batch_size
-        for start in range(0, len(order), size):
-            batch = slice(start, start + size)
-            yield self._gather(self._images, order[batch], coeffs[batch]), labels[batch]
+        self._order.copy_(order.view_as(self._order))
+        self._coeffs.copy_(coeffs.view_as(self._coeffs))
+        self._epoch_labels.copy_(self._labels[order].view_as(self._order))
+        yield from range(self.num_steps)
+
+    def read(self, step: Tensor) -> Batch:
+        """The batch of a step, augmented now."""
+        order, coeffs, labels = (
+            rows.index_select(0, step)[0] for rows in (self._order, self._coeffs, self._epoch_labels)
+        )
+        return gather_augmented(self._images, order, coeffs), labels
 
 
 class StreamedLoader:
     """Batches read from a .beton file by FFCV and augmented on CPU threads, while the device trains.
+
+    Two batches are on the device: one that is trained on, one that is being copied.
 
     Args:
         path: a file that was validated.
@@ -124,6 +145,8 @@ class StreamedLoader:
         num_workers: FFCV's threads.
     """
 
+    reads_ahead = False
+
     def __init__(
         self, path: Path, positions: Tensor, planner: EpochPlanner, device: torch.device, num_workers: int
     ) -> None:
@@ -132,44 +155,78 @@ class StreamedLoader:
         self._positions, self._planner, self._device = positions, planner, device
         self._stream = FfcvStream(path, planner.rank_batch_size, num_workers)
         self.num_steps = planner.num_steps
+        shape = (_NUM_SLOTS, planner.rank_batch_size)
+        self._images = torch.zeros((*shape, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, device=device)
+        self._labels = torch.zeros(shape, dtype=torch.int64, device=device)
 
-    def epoch(self, epoch: int) -> Batches:
-        """The batches of an epoch. Leaving early ends FFCV's threads too."""
+    def epoch(self, epoch: int) -> Steps:
+        """The steps of an epoch. Leaving early ends FFCV's threads too."""
         order, coeffs = self._planner.plan(epoch)
         with contextlib.closing(self._stream.epoch(self._positions[order].numpy(), coeffs.numpy())) as batches:
             if self._device.type == "cuda":
-                yield from self._to_cuda(batches)
+                yield from self._copy_to_cuda(batches)
             else:
-                for images, labels in batches:
-                    yield torch.from_numpy(images.copy()), torch.from_numpy(labels.copy())
+                for step, (images, labels) in enumerate(batches):
+                    self._images[step % _NUM_SLOTS].copy_(torch.from_numpy(images))
+                    self._labels[step % _NUM_SLOTS].copy_(torch.from_numpy(labels))
+                    yield step
 
-    def _to_cuda(self, batches: NumpyBatches) -> Batches:
+    def read(self, step: Tensor) -> Batch:
+        """The batch of the last step taken or, on CUDA, of any whose work was issued before the next was taken."""
+        images, labels = (slots.index_select(0, step % _NUM_SLOTS)[0] for slots in (self._images, self._labels))
+        return images, labels
+
+    def _copy_to_cuda(self, batches: NumpyBatches) -> Steps:
         """Copy batches to the device by way of pinned memory of our own, because FFCV reuses its buffers.
 
-        A pinned slot is reused only once the device has fetched it; with two of them the host prepares a batch while
-        the device is still busy with the one before.
+        The copies have a stream of their own. A pinned slot is refilled once it was copied, a slot on the device once
+        the step that reads it is done.
         """
-        size = self._planner.rank_batch_size
-        slots = [
+        pinned = [
             (
-                torch.empty((size, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8, pin_memory=True),
-                torch.empty(size, dtype=torch.int64, pin_memory=True),
-                torch.cuda.Event(),
+                torch.empty_like(images, device="cpu", pin_memory=True),
+                torch.empty_like(labels, device="cpu", pin_memory=True),
             )
-            for _ in range(2)
+            for images, labels in zip(self._images, self._labels, strict=True)
         ]
-        stream = torch.cuda.current_stream(self._device)
+        copied, trained = ([torch.cuda.Event() for _ in range(_NUM_SLOTS)] for _ in range(2))
+        training_stream, copy_stream = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        copy_stream.wait_stream(training_stream)  # the slots may still be read by the epoch before
         for step, (images, labels) in enumerate(batches):
-            pinned_images, pinned_labels, fetched = slots[step % len(slots)]
-            fetched.synchronize()
-            pinned_images.copy_(torch.from_numpy(images))
-            pinned_labels.copy_(torch.from_numpy(labels))
-            batch = (
-                pinned_images.to(self._device, non_blocking=True),
-                pinned_labels.to(self._device, non_blocking=True),
-            )
-            fetched.record(stream)
-            yield batch
+            slot = step % _NUM_SLOTS
+            copied[slot].synchronize()
+            for staging, values in zip(pinned[slot], (images, labels), strict=True):
+                staging.copy_(torch.from_numpy(values))
+            with torch.cuda.stream(copy_stream):
+                copy_stream.wait_event(trained[slot])
+                for target, staging in zip((self._images[slot], self._labels[slot]), pinned[slot], strict=True):
+                    target.copy_(staging, non_blocking=True)
+                copied[slot].record(copy_stream)
+            training_stream.wait_event(copied[slot])
+            yield step
+            trained[slot].record(training_stream)
+
+
+class FixedBatch:
+    """One batch, again at every step: what a step is timed or examined with.
+
+    Args:
+        images: `(B, 32, 32, 3)` uint8, on the device.
+        labels: `(B,)` int64, on the device.
+    """
+
+    num_steps, reads_ahead = 1, True
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self._batch = images, labels
+
+    def epoch(self, epoch: int) -> Steps:
+        """The only step."""
+        yield 0
+
+    def read(self, step: Tensor) -> Batch:
+        """The batch."""
+        return self._batch
 
 
 def build_loader(
@@ -182,7 +239,6 @@ def build_loader(
     seed: int,
     padding: int,
     max_angle_deg: float,
-    compile: bool,  # noqa: A002
     num_workers: int,
     world: World,
 ) -> Loader:
@@ -197,7 +253,6 @@ def build_loader(
         seed: see `EpochPlanner`.
         padding: see `EpochPlanner`.
         max_angle_deg: see `EpochPlanner`.
-        compile: see `ResidentLoader`.
         num_workers: see `StreamedLoader`.
         world: see `EpochPlanner`.
 
@@ -220,4 +275,4 @@ def build_loader(
         return StreamedLoader(beton_path(data_dir, "train"), chosen, planner, device, num_workers)
     images = torch.from_numpy(split.images)[chosen].to(device)
     labels = torch.from_numpy(split.labels)[chosen].long().to(device)
-    return ResidentLoader(images, labels, planner, compile=compile)
+    return ResidentLoader(images, labels, planner)

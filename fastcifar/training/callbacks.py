@@ -40,7 +40,7 @@ class Callback:
         """
 
     def on_step_end(self, epoch: int, step: int) -> None:
-        """A step was issued; both count from 0. On a GPU it may still be running."""
+        """A step was issued, and `step` is the last that is finished: on a GPU an earlier one. Both count from 0."""
 
     def on_epoch_end(self, metrics: "EpochMetrics") -> None:
         """An epoch ended; its line of `metrics.jsonl`."""

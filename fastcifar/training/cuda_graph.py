@@ -1,39 +1,59 @@
-"""A training step recorded once as a CUDA graph, then replayed: the host issues one launch instead of hundreds."""
+"""Training steps recorded once as a CUDA graph, then replayed: the host issues one launch instead of hundreds."""
 
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 _WARM_UPS = 3  # on a stream of their own, as torch's notes on CUDA graphs ask for
 
 
 class CudaGraphStep:
-    """Replays `run(images, labels)` on the batch it is given.
+    """Replays `run()`, one step at a time or several in one graph.
 
-    Recording runs `run` three times and captures a fourth, so what those runs change is the caller's to restore, in
-    place: the graph has the addresses of every tensor that `run` touched.
+    Recording runs `run` three times, so what those runs change is the caller's to restore, in place: the graph has the
+    addresses of every tensor that `run` touched. What is captured is not run.
 
     Args:
-        run: works on tensors of fixed addresses and shapes and never waits for the device.
-        images: a batch of the shape and dtype of all that follow, on a CUDA device.
-        labels: likewise.
+        run: a step; it works on tensors of fixed addresses and shapes on a CUDA device and never waits for it.
+        steps_per_graph: how many steps one launch may hold.
+
+    Raises:
+        RuntimeError: `run` does something that cannot be captured.
     """
 
-    def __init__(self, run: Callable[[Tensor, Tensor], None], images: Tensor, labels: Tensor) -> None:
-        self._images, self._labels = images.clone(), labels.clone()
-        main_stream, side_stream = torch.cuda.current_stream(), torch.cuda.Stream()
-        side_stream.wait_stream(main_stream)
-        with torch.cuda.stream(side_stream):
+    def __init__(self, run: Callable[[], None], steps_per_graph: int = 1) -> None:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        # Autograd remembers the stream on which it first met a weight, so warm-up and capture must share one.
+        with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
-                run(self._images, self._labels)
-        main_stream.wait_stream(side_stream)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            run(self._images, self._labels)
+                run()
+        self._one = self._capture(run, 1, stream)
+        self._several = self._one if steps_per_graph == 1 else self._capture(run, steps_per_graph, stream)
+        torch.cuda.current_stream().wait_stream(stream)
+        self._steps_per_graph, self._num_ahead = steps_per_graph, 0
 
-    def __call__(self, images: Tensor, labels: Tensor) -> None:
-        """The step on this batch; it is copied, so it may be changed at once afterwards."""
-        self._images.copy_(images)
-        self._labels.copy_(labels)
-        self._graph.replay()
+    @staticmethod
+    def _capture(run: Callable[[], None], num_steps: int, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads (NCCL's watchdog, the checkpoint writer) may call CUDA meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            for _ in range(num_steps):
+                run()
+        return graph
+
+    def begin_epoch(self) -> None:
+        """Forget steps that were issued ahead of an epoch that was left early."""
+        self._num_ahead = 0
+
+    def step(self, num_left: int) -> None:
+        """Issue the next step, unless a launch before did so.
+
+        Args:
+            num_left: steps of the epoch that were not asked for yet, this one included.
+        """
+        if self._num_ahead == 0:
+            fits = num_left >= self._steps_per_graph
+            (self._several if fits else self._one).replay()
+            self._num_ahead = self._steps_per_graph if fits else 1
+        self._num_ahead -= 1

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastcifar.data.folder import is_prepared, is_untouched, load_val_and_test
 from fastcifar.data.prepare import prepare_data
 from fastcifar.distributed import LostPeerError, World, init_distributed
-from fastcifar.errors import ArgumentError, DivergedError, FastcifarError, Interrupted
+from fastcifar.errors import ArgumentError, DivergedError, FastcifarError, Interrupted, reason
 from fastcifar.kernels.winograd import why_unavailable
 from fastcifar.pipeline.loader import build_loader
 from fastcifar.results.records import (
@@ -128,10 +128,10 @@ def _device_of(settings: Settings) -> contextlib.AbstractContextManager[None]:
 
 def with_usable_convolution(settings: Settings, world: World, callback: Callback) -> Settings:
     """The settings with rank 0's convolutions on every rank: torch's own, and a line, where it has no others."""
-    reason = None if settings.convolution == TORCH else why_unavailable()
-    if reason is not None:
-        callback.on_message(f"torch's own convolutions, which are slower: {reason}")
-    return replace(settings, convolution=world.broadcast(TORCH if reason else settings.convolution))
+    problem = None if settings.convolution == TORCH else why_unavailable()
+    if problem is not None:
+        callback.on_message(f"torch's own convolutions, which are slower: {problem}")
+    return replace(settings, convolution=world.broadcast(TORCH if problem else settings.convolution))
 
 
 def _prepare_everywhere(data_dir: Path, world: World, callback: Callback) -> None:
@@ -172,7 +172,6 @@ class Run:
             seed=recipe.seed,
             padding=recipe.padding,
             max_angle_deg=recipe.max_angle_deg,
-            compile=settings.compile,
             num_workers=settings.num_workers,
             world=world,
         )
@@ -208,6 +207,10 @@ class Run:
         if self.settings.compile:
             self.callback.on_message("compiling the step and the evaluation (about a minute, less when it is cached)")
             self.callback.on_message(f"compiled in {self.compile():.0f} s")
+            if self.trainer.capture_failure is not None:
+                self.callback.on_message(
+                    f"the step is compiled, but not captured as a CUDA graph ({self.trainer.capture_failure})"
+                )
         self.callback.on_train_begin(
             recipe.epochs, self.loader.num_steps, recipe.global_batch_size, tuple(checkpointer.metrics)
         )
@@ -215,7 +218,8 @@ class Run:
             with checkpointer:
                 if self.world.is_main:
                     resumed_at = None if checkpoint is None else first_epoch
-                    write_config(run_dir, self.settings.as_config(), resumed_at=resumed_at)
+                    config = self.settings.as_config() | {"captured": self.trainer.is_captured}
+                    write_config(run_dir, config, resumed_at=resumed_at)
                 for epoch in range(first_epoch, recipe.epochs):
                     metrics = self._train_epoch(epoch, checkpointer, signals)
                     checkpointer.finish_epoch(metrics)
@@ -243,8 +247,9 @@ class Run:
         trainer, loader, start = self.trainer, self.loader, time.perf_counter()
         lr = trainer.optimizer.param_groups[0]["lr"]
 
-        def on_step(step: int) -> None:
-            self.callback.on_step_end(epoch, step)
+        def on_step(num_finished: int) -> None:
+            if num_finished:
+                self.callback.on_step_end(epoch, num_finished - 1)
             _stop_if_told(signals, checkpointer)
 
         train_loss, train_accuracy = trainer.train_epoch(loader, epoch, on_step)
@@ -296,9 +301,8 @@ class Run:
 
             write_charts(run_dir)
         except Exception as error:
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
             again = f"fastcifar charts {shlex.quote(str(run_dir))}"
-            self.callback.on_warning(f"the charts could not be drawn ({reason}): `{again}` draws them again")
+            self.callback.on_warning(f"the charts could not be drawn ({reason(error)}): `{again}` draws them again")
 
     def _test(self, epoch: EpochMetrics | BestEpoch) -> tuple[Scores, Tensor]:
         """What the model of that epoch reaches, and its logits of the clean images."""
@@ -330,17 +334,16 @@ class Run:
         start = time.perf_counter()
         try:
             with self.world.peers_needed():
-                with contextlib.closing(self.loader.epoch(0)) as batches:
-                    next(batches)
-                self.trainer.warm_up()
+                with contextlib.closing(self.loader.epoch(0)) as steps:
+                    next(steps)
+                    self.trainer.warm_up(self.loader)
                 self.logits(self.val)
         except FastcifarError:
             raise
         except Exception as error:  # a compiler, its absence and torch's own code raise many types
             if is_out_of_memory(error):
                 raise
-            reason = (str(error).strip().splitlines() or [repr(error)])[0][:200]
-            raise FastcifarError(f"torch.compile failed ({reason}): train without it (--no-compile)") from error
+            raise FastcifarError(f"torch.compile failed ({reason(error)}): train without it (--no-compile)") from error
         return time.perf_counter() - start
 
 

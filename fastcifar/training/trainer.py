@@ -1,23 +1,31 @@
 """A model under training: one step, one epoch, and the state that goes on from there."""
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from fastcifar.distributed import ALONE, World
+from fastcifar.errors import reason
 from fastcifar.kernels.gather import normalise
-from fastcifar.pipeline.loader import Loader
+from fastcifar.pipeline.loader import Batch, Loader
 from fastcifar.recipes import Recipe
+from fastcifar.training.compiled_network import CompiledNetwork, StepOptions
 from fastcifar.training.convolution import TORCH, use_convolution
 from fastcifar.training.cuda_graph import CudaGraphStep
-from fastcifar.training.model import build_model
+from fastcifar.training.gradients import GradientAverage
+from fastcifar.training.in_flight import StepsInFlight
+from fastcifar.training.master_weights import MasterWeights
+from fastcifar.training.model import ResNet18, build_model
+
+# Inductor stores a value that several kernels read, rather than compute it in each of them, if it takes more reads than
+# that many. Its own limit, 4, stores each pixel's source before the gather, and masked gradients in float32.
+_GATHER_SETTINGS: Any = {"realize_reads_threshold": 1000, "realize_opcount_threshold": 10000}
+_STEP_SETTINGS: Any = {"realize_reads_threshold": 8, "realize_opcount_threshold": 60}
 
 
 class Trainer:
@@ -27,18 +35,20 @@ class Trainer:
         recipe: what to train by.
         device: where.
         precision: "bf16" or "fp32".
-        compile: whether torch.compile builds the forward and backward pass; on CUDA the whole step, the optimizer
-            included, is then captured as a CUDA graph by `warm_up`, unless other ranks take part in it.
+        compile: whether torch.compile builds the step's parts; on CUDA the whole step, from the gather to the weights,
+            is then captured as a CUDA graph by `warm_up`.
         world: whose ranks each train on their share of every batch, and average their gradients.
-        sync_bn: whether batch norm takes its statistics over all ranks; otherwise each rank has its own in training,
-            and their mean at an epoch's end.
+        sync_bn: whether batch norm takes its statistics over all ranks, and nothing is compiled; otherwise each rank
+            has its own in training, and their mean at an epoch's end.
         convolution: whose convolutions are used, see `training.convolution`.
+        options: how the step is built if it is compiled; None for the defaults.
 
     Attributes:
         model: on the device, channels-last, float32.
         optimizer: its learning rate is the schedule's, a Python float on every device.
         totals: `(2,)` float64 on the device: of this rank's steps so far in this epoch, the losses of all images and
             the number of them classified rightly.
+        capture_failure: why the step could not be captured, or None.
     """
 
     def __init__(
@@ -51,27 +61,49 @@ class Trainer:
         world: World = ALONE,
         sync_bn: bool = False,
         convolution: str = TORCH,
+        options: StepOptions | None = None,
     ) -> None:
         self.model = build_model(recipe.seed).to(memory_format=torch.channels_last).to(device)
         use_convolution(self.model, convolution)
         if sync_bn and world.size > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # in place, but for a model that is one itself
+        world.broadcast_tensors(self.model.state_dict().values())
         self.mean = torch.tensor(recipe.mean, device=device)
         self.std = torch.tensor(recipe.std, device=device)
         self.precision = precision
-        self._device = device
+        self._device, self._world = device, world
+        self._rank_batch_size = recipe.global_batch_size // world.size
         self.optimizer = self._build_optimizer(recipe)
         self.scheduler = self._build_scheduler(recipe)
-        self._world = world
-        self._global_batch_size = recipe.global_batch_size
-        self._captures = compile and device.type == "cuda" and world.size == 1
-        self._captured: CudaGraphStep | None = None
-        self._lr = torch.zeros((), device=device)  # what a captured optimizer reads; set at each epoch's start
+        # All of this is on the device, where a captured step reads and advances it.
+        self._lr = torch.zeros((), device=device)
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
-        # Steps so far in this epoch, and how many of them came before the first whose loss was no finite number.
-        self._num_steps = torch.zeros(2, dtype=torch.int64, device=device)
-        self._network = self.model if world.size == 1 else _average_gradients_of(self.model)
-        self.forward = torch.compile(self.compute_loss, dynamic=False) if compile else self.compute_loss
+        self._step_index = torch.zeros(1, dtype=torch.int64, device=device)  # steps so far in this epoch
+        self._num_finite = torch.zeros(1, dtype=torch.int64, device=device)  # those before the first bad loss
+        self._in_flight = StepsInFlight(device, world)
+        self._graph: CudaGraphStep | None = None
+        self.capture_failure: str | None = None
+        self._build_step(recipe, (options or StepOptions()) if compile and not sync_bn else None)
+
+    def _build_step(self, recipe: Recipe, options: StepOptions | None) -> None:
+        """Choose what a step is made of; without options torch.compile has no part in it."""
+        self._options = options
+        masters: list[Tensor] = list(self.model.parameters())
+        self._average = None if self._world.size == 1 else GradientAverage(masters, self._world)
+        self._network: CompiledNetwork | ResNet18 = self.model
+        self._leaves = masters
+        self._master_weights: MasterWeights | None = None
+        self._read, self.forward, self._update = self._read_batch, self.compute_loss, self._update_by_torch
+        if options is None:
+            return
+        self._network = CompiledNetwork(self.model, options, self.precision)
+        self._leaves = self._network.leaves
+        settings: Any = {"combo_kernels": options.combo_kernels}
+        self._read = torch.compile(self._read_batch, dynamic=False, options=settings | _GATHER_SETTINGS)
+        self.forward = torch.compile(self.compute_loss, dynamic=False, options=settings | _STEP_SETTINGS)
+        if options.bf16_weights and self.precision == "bf16":
+            self._master_weights = MasterWeights(self.optimizer, recipe, self._leaves)
+            self._update = torch.compile(self._update_masters, dynamic=False, options=settings)
 
     def _build_optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
         parameters, lr, decay = self.model.parameters(), recipe.learning_rate, recipe.weight_decay
@@ -85,29 +117,46 @@ class Trainer:
             return CosineAnnealingLR(self.optimizer, T_max=recipe.epochs)
         return StepLR(self.optimizer, step_size=recipe.step_epochs, gamma=recipe.step_factor)
 
-    def compute_loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy of a batch, and the number of images classified rightly; what `forward` may compile."""
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self._network(normalise(images, self.mean, self.std))
-            loss = functional.cross_entropy(logits, labels)
-        return loss, (logits.argmax(1) == labels).sum()
+    def _read_batch(self, loader: Loader, step: Tensor) -> Batch:
+        """A batch's normalised images and its labels; steps beyond the epoch, in a warm-up, are its first ones."""
+        images, labels = loader.read(step % loader.num_steps)
+        inputs = normalise(images, self.mean, self.std)
+        return self._network.to_input(inputs) if isinstance(self._network, CompiledNetwork) else inputs, labels
 
-    def warm_up(self) -> None:
+    def compute_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of a batch; it also advances the epoch's totals and counters."""
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            logits = self._network(inputs)
+            loss = functional.cross_entropy(logits, labels)
+        with torch.no_grad():
+            num_correct = (logits.argmax(1) == labels).sum()
+            self.totals.add_(torch.stack((loss.double() * len(labels), num_correct.double())))
+            self._num_finite.add_(loss.isfinite() & (self._num_finite == self._step_index))
+            self._step_index.add_(1)
+        return loss
+
+    def warm_up(self, loader: Loader) -> None:
         """Let torch.compile build the step, and capture it on CUDA, before it is timed.
 
-        It steps on a batch of black images, then puts model and optimizer back to where they were. A state to go on
-        from must be loaded before: the graph has the addresses of its tensors.
+        Model and optimizer are then put back to where they were. A state to go on from must be loaded before: the graph
+        has the addresses of its tensors. Where the step cannot be captured, `capture_failure` says why, and it is
+        issued kernel by kernel.
+
+        Args:
+            loader: of the batches that are trained on; a captured step reads no other's.
         """
         state = self.state()
-        rank_batch_size = self._global_batch_size // self._world.size
-        images = torch.zeros((rank_batch_size, 32, 32, 3), dtype=torch.uint8, device=self._device)
-        labels = torch.zeros(rank_batch_size, dtype=torch.int64, device=self._device)
         self.model.train()
-        if self._captures:
-            with self._device_learning_rate():
-                self._captured = CudaGraphStep(self._step, images, labels)
-        else:
-            self._step(images, labels)
+        self._step(loader)
+        if self._options is not None and self._device.type == "cuda":
+            num_steps = self._options.steps_per_graph if loader.reads_ahead else 1
+            try:
+                with self._device_learning_rate():
+                    self._graph = CudaGraphStep(lambda: self._step(loader), num_steps)
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self.capture_failure = reason(error)
         self._restore(state)
 
     @contextlib.contextmanager
@@ -126,45 +175,57 @@ class Trainer:
     def _restore(self, state: dict[str, Any]) -> None:
         """Put back, in place, what `state()` gave."""
         self.model.load_state_dict(state["model"])
-        self.totals.zero_()
         before = state["optimizer"]["state"]
         for position, parameter in enumerate(self.model.parameters()):
             for name, value in self.optimizer.state[parameter].items():
                 # Where no step was made yet it is zero: momentum, Adam's moments and its count of steps.
                 value.copy_(before[position][name] if position in before else torch.zeros_like(value))
+        if self._master_weights is not None:
+            self._master_weights.sync()
 
-    def step(self, images: Tensor, labels: Tensor) -> None:
-        """One optimizer step; nothing crosses to the host.
+    @property
+    def is_captured(self) -> bool:
+        """Whether the step is replayed as a CUDA graph."""
+        return self._graph is not None
 
-        Args:
-            images: `(B, 32, 32, 3)` uint8, augmented.
-            labels: `(B,)` int64.
-        """
-        if self._captured is None:
-            self._step(images, labels)
+    def step(self, loader: Loader) -> None:
+        """One optimizer step on the batch that the loader made available last; nothing crosses to the host."""
+        if self._graph is None:
+            self._step(loader)
         else:
-            self._captured(images, labels)
+            self._graph.step(loader.num_steps - self._in_flight.num_issued)
+        self._in_flight.add()
 
-    def _step(self, images: Tensor, labels: Tensor) -> None:
-        loss, num_correct = self.forward(images, labels)
-        loss.backward()
+    def _step(self, loader: Loader) -> None:
+        inputs, labels = self._read(loader, self._step_index)
+        self.forward(inputs, labels).backward()
+        gradients = [leaf.grad for leaf in self._leaves if leaf.grad is not None]
+        self._update(gradients if self._average is None else self._average(gradients))
+        for leaf in self._leaves:
+            leaf.grad = None
+
+    def _update_by_torch(self, gradients: list[Tensor]) -> None:
+        for parameter, gradient in zip(self.model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.totals += torch.stack((loss.detach().double() * len(labels), num_correct.double()))
-        is_finite = loss.detach().isfinite() & (self._num_steps[0] == self._num_steps[1])
-        self._num_steps += torch.stack((torch.ones_like(is_finite), is_finite))
+
+    def _update_masters(self, gradients: list[Tensor]) -> None:
+        assert self._master_weights is not None
+        self._master_weights.update(gradients, self._lr)
 
     def first_bad_step(self) -> int | None:
         """The first step of this epoch, from 0, whose loss was no finite number on any rank; waits for the device."""
-        num_steps, num_finite = self._num_steps.tolist()
-        num_finite = -int(self._world.all_reduce_max(-num_finite))
-        return num_finite if num_finite < num_steps else None
+        num_finite = -int(self._world.all_reduce_max(-self._num_finite.item()))
+        return num_finite if num_finite < self._step_index.item() else None
 
     def begin_epoch(self) -> None:
         """Before an epoch's first step: training mode, no totals, the schedule's learning rate on the device."""
         self.model.train()
-        self.totals.zero_()
-        self._num_steps.zero_()
+        for counter in (self.totals, self._num_finite, self._step_index):
+            counter.zero_()
+        self._in_flight.begin_epoch()
+        if self._graph is not None:
+            self._graph.begin_epoch()
         self._lr.fill_(self.optimizer.param_groups[0]["lr"])
 
     def train_epoch(self, loader: Loader, epoch: int, on_step: Callable[[int], None]) -> tuple[float, float]:
@@ -173,24 +234,29 @@ class Trainer:
         Args:
             loader: of the augmented batches, this rank's share of each.
             epoch: from 0.
-            on_step: called with each step's number, once it was issued.
+            on_step: called after each step was issued, with the number of steps of this epoch that are finished.
 
         Returns:
             Mean loss and accuracy over the epoch's augmented images, as the model stood at each step.
         """
         self.begin_epoch()
-        with contextlib.closing(loader.epoch(epoch)) as batches:
-            for step, (images, labels) in enumerate(batches):
-                self.step(images, labels)
-                on_step(step)
+        with contextlib.closing(loader.epoch(epoch)) as steps:
+            for _ in steps:
+                self.step(loader)
+                on_step(self._in_flight.num_finished)
+        self._in_flight.finish()
         self.scheduler.step()
-        self._average_statistics()
+        self._finish_statistics(loader.num_steps)
         self._world.all_reduce_sum(self.totals)
-        loss, accuracy = (self.totals / (loader.num_steps * self._global_batch_size)).tolist()  # waits for the device
+        loss, accuracy = (self.totals / (loader.num_steps * self._rank_batch_size * self._world.size)).tolist()
         return loss, accuracy
 
-    def _average_statistics(self) -> None:
-        """Give every rank the mean of the ranks' batch-norm statistics."""
+    def _finish_statistics(self, num_steps: int) -> None:
+        """Count an epoch's batches where the step did not, and give every rank the mean of the ranks' statistics."""
+        if self._options is not None:
+            for name, buffer in self.model.named_buffers():
+                if name.endswith("num_batches_tracked"):
+                    buffer += num_steps
         if self._world.size == 1:
             return
         statistics = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
@@ -212,6 +278,8 @@ class Trainer:
             if any(value.dim() > 0 and value.shape != parameter.shape for value in values.values()):
                 raise ValueError("the optimizer's state does not fit the model")
         self.scheduler.load_state_dict(state["scheduler"])
+        if self._master_weights is not None:
+            self._master_weights.sync()
 
     def state(self) -> dict[str, Any]:
         """All that training on needs, detached from what training changes."""
@@ -220,16 +288,6 @@ class Trainer:
             "optimizer": _cloned(self.optimizer.state_dict()),
             "scheduler": self.scheduler.state_dict(),
         }
-
-
-def _average_gradients_of(model: nn.Module) -> nn.Module:
-    """Let the backward pass average gradients over all ranks, bucket by bucket, while it goes on.
-
-    Batch norm's statistics stay each rank's own here. torch 2.15 has a new name for that option.
-    """
-    options = inspect.signature(DistributedDataParallel).parameters
-    unsynced: Any = {"forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers": False}
-    return DistributedDataParallel(model, gradient_as_bucket_view=True, **unsynced)
 
 
 def _cloned(value: Any) -> Any:

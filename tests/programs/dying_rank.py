@@ -9,17 +9,17 @@ import time
 from pathlib import Path
 
 from support.tiny_world import tiny_world
-from torch import Tensor
 
 from fastcifar.cli import main
 from fastcifar.distributed import world_from_env
+from fastcifar.pipeline.loader import Loader
 from fastcifar.training.trainer import Trainer
 
 _train_on = Trainer.step
 _num_steps = 0
 
 
-def step(self: Trainer, images: Tensor, labels: Tensor) -> None:
+def step(self: Trainer, loader: Loader) -> None:
     """The trainer's step, or the end."""
     global _num_steps
     _num_steps += 1
@@ -27,7 +27,7 @@ def step(self: Trainer, images: Tensor, labels: Tensor) -> None:
     if world.rank == 1 and world.num_restarts == 0 and _num_steps == 9:
         Path("died").write_text(str(time.time()))
         os.kill(os.getpid(), signal.SIGKILL)
-    _train_on(self, images, labels)
+    _train_on(self, loader)
 
 
 if __name__ == "__main__":

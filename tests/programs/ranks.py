@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from support.batches import read_epoch
 from support.containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
 from support.tiny_world import tiny_world
 from support.training_runs import run, without_timings
@@ -28,14 +29,14 @@ from torch.nn.functional import cross_entropy
 from fastcifar.distributed import ALONE, World, init_distributed
 from fastcifar.kernels.gather import normalise
 from fastcifar.pipeline.augment import affine_coeffs, sample_augmentation
-from fastcifar.pipeline.loader import Batch, EpochPlanner, ResidentLoader
+from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader
 from fastcifar.recipes import Recipe, get_recipe
 from fastcifar.results.records import as_plain
 from fastcifar.training import evaluate
 from fastcifar.training.model import build_model
 from fastcifar.training.trainer import Trainer
 
-BATCH_SIZE, NUM_STEPS = 6, 10
+BATCH_SIZE, NUM_STEPS = 6, NUM_TRAIN // 6
 TIGHT = 1e-10
 
 
@@ -48,17 +49,12 @@ class Step:
     after: list[Tensor]
 
 
-def batches(world: World, device: torch.device) -> Iterator[Batch]:
-    """This rank's shares of the first steps."""
+def build_loader(world: World, device: torch.device) -> ResidentLoader:
+    """This rank's shares of the batches."""
     images, labels = torch.from_numpy(TRAIN_IMAGES).to(device), torch.from_numpy(TRAIN_LABELS).long().to(device)
     indices = torch.arange(NUM_TRAIN, device=device)
     planner = EpochPlanner(indices, BATCH_SIZE, seed=42, padding=4, max_angle_deg=15, world=world)
-    loader = ResidentLoader(images, labels, planner)
-    for step in range(NUM_STEPS):
-        epoch, position = divmod(step, planner.num_steps)
-        if position == 0:
-            shares = loader.epoch(epoch)
-        yield next(shares)
+    return ResidentLoader(images, labels, planner)
 
 
 def cloned(tensors: Iterator[Any]) -> list[Tensor]:
@@ -72,9 +68,10 @@ def train(recipe: Recipe, world: World, device: torch.device, *, sync_bn: bool =
     trainer.optimizer.register_step_pre_hook(lambda *_: gradients.append(cloned(each.grad for each in parameters)))
     steps = []
     trainer.begin_epoch()
-    for images, labels in batches(world, device):
+    loader = build_loader(world, device)
+    for _ in loader.epoch(0):
         before = cloned(iter(parameters))
-        trainer.step(images, labels)
+        trainer.step(loader)
         steps.append(Step(before, gradients.pop(), cloned(iter(parameters))))
         weights = torch.cat([parameter.flatten() for parameter in steps[-1].after]).cpu()
         assert torch.equal(weights, world.broadcast(weights))
@@ -103,7 +100,8 @@ def check_in_turn(recipe: Recipe, num_ranks: int, steps: list[Step]) -> tuple[di
     )
     assert all(map(torch.equal, steps[0].before, parameters.values()))
     mean, std, losses = torch.tensor(recipe.mean), torch.tensor(recipe.std), []
-    every_rank = (batches(World(rank=rank, size=num_ranks), torch.device("cpu")) for rank in range(num_ranks))
+    loaders = [build_loader(World(rank=rank, size=num_ranks), torch.device("cpu")) for rank in range(num_ranks)]
+    every_rank = (read_epoch(loader, 0) for loader in loaders)
     for step, shares in zip(steps, zip(*every_rank, strict=True), strict=True):
         for parameter, value in zip(parameters.values(), step.before, strict=True):
             parameter.data.copy_(value)
@@ -127,7 +125,7 @@ def check_in_turn(recipe: Recipe, num_ranks: int, steps: list[Step]) -> tuple[di
 def check_training(recipe: Recipe, world: World) -> None:
     """Each step is what one process makes of all shares; an epoch's end averages batch norm's statistics."""
     trainer, steps = train(replace(recipe, global_batch_size=BATCH_SIZE), world, torch.device("cpu"))
-    trainer._average_statistics()
+    trainer._finish_statistics(NUM_STEPS)
     world.all_reduce_sum(trainer.totals)
     if world.is_main:
         statistics, loss = check_in_turn(recipe, world.size, steps)

@@ -1,0 +1,71 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fastcifar.training.compiled_network import CompiledNetwork, StepOptions
+from fastcifar.training.model import build_model
+
+ALL_OFF = StepOptions(combo_kernels=False, bf16_weights=False, recompute_relu_mask=False)
+
+
+def gradients_and_statistics(
+    network: nn.Module, model: nn.Module, leaves: list[Tensor], inputs: Tensor, *, is_bf16: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Logits, gradients and running statistics after one forward and backward pass."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
+        logits = network(inputs)
+        loss = functional.cross_entropy(logits, torch.arange(len(inputs)) % 10)
+    gradients = [gradient.to(torch.float32) for gradient in torch.autograd.grad(loss, leaves)]
+    return logits.detach(), gradients, [b.clone() for b in model.buffers() if b.is_floating_point()]
+
+
+def images(num_images: int = 4) -> Tensor:
+    torch.manual_seed(3)
+    return torch.randn(num_images, 3, 32, 32).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("options", [ALL_OFF, StepOptions(), StepOptions(padded_input=True)])
+def test_it_computes_what_the_model_does(precision: str, options: StepOptions) -> None:
+    """To the bit where only the graph differs: autocast rounds weights as the copies are rounded, ReLU's mask is the
+    same one, and zero channels add zeros. They may be added in another order, so padding has float32's tolerance."""
+    results = []
+    for is_ours in (False, True):
+        model = build_model(5).to(memory_format=torch.channels_last)
+        model.train()
+        network: nn.Module = model
+        leaves, inputs = list[Tensor](model.parameters()), images()
+        if is_ours:
+            compiled = CompiledNetwork(model, options, precision)
+            network, leaves, inputs = compiled, compiled.leaves, compiled.to_input(inputs)
+            assert inputs.is_contiguous(memory_format=torch.channels_last)
+        results.append(gradients_and_statistics(network, model, leaves, inputs, is_bf16=precision == "bf16"))
+    (logits, gradients, statistics), (our_logits, our_gradients, our_statistics) = results
+    assert len(our_gradients) == 62
+    # One rounding of bf16 is 2**-9; the sums of a few thousand terms in another order stay within a few of them.
+    tolerance: Any = {"rtol": 0.0, "atol": 0.0}
+    if options.padded_input:
+        tolerance = {"rtol": 0.05, "atol": 0.05} if precision == "bf16" else {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(our_logits, logits, **tolerance)
+    torch.testing.assert_close(our_statistics, statistics, **tolerance)
+    for ours, theirs in zip(our_gradients, gradients, strict=True):
+        scale = theirs.abs().max()
+        torch.testing.assert_close(ours / scale, theirs / scale, **tolerance)
+
+
+def test_relus_mask_at_zero_and_not_a_number() -> None:
+    """The gradient is 0 at 0, as ReLU's, and what is not finite is passed on for the first bad step to be found."""
+    values = torch.tensor([-1.0, 0.0, 2.0, float("nan"), float("inf")], requires_grad=True)
+    ours = torch.where(values <= 0, 0, values)
+    torch.testing.assert_close(ours, functional.relu(values), equal_nan=True)
+    (gradient,) = torch.autograd.grad(ours.sum(), values)
+    assert gradient.tolist() == [0, 0, 1, 1, 1]
+
+
+def test_counters_are_not_part_of_it() -> None:
+    model = build_model(5)
+    CompiledNetwork(model, StepOptions(), "fp32")(images(2))
+    assert model.backbone.bn1.num_batches_tracked == 0
