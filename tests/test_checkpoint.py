@@ -1,13 +1,18 @@
 import os
 import pickle
 import resource
+import threading
 from pathlib import Path
 
 import pytest
 import torch
+from support.training_runs import tiny_settings
 
 from fastcifar.errors import FastcifarError
+from fastcifar.training import checkpoint
+from fastcifar.training.callbacks import Callback
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
+from fastcifar.training.run import train_model
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -82,3 +87,34 @@ def test_another_format_or_no_file_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "x.pt")
     with pytest.raises(FastcifarError, match=r"cannot read .*y\.pt: No such file"):
         load_checkpoint(tmp_path / "y.pt")
+
+
+def test_a_write_that_fails_surfaces_at_the_next_epoch_and_leaves_no_thread(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The epoch that hands a state over goes on at once; the one after it reports what the writer met."""
+    failed = threading.Event()
+
+    def save(path: Path, content: dict[str, object]) -> None:
+        if content.get("num_epochs", 0) == 1:
+            assert threading.current_thread() is not threading.main_thread()
+            failed.set()
+            raise FastcifarError(f"cannot write {path}: No space left on device")
+
+    class WaitsForTheWriter(Callback):
+        epochs = 0
+
+        def on_step_end(self, epoch: int, step: int) -> None:
+            if epoch == 1:
+                assert failed.wait(timeout=60)
+
+        def on_epoch_end(self, metrics: dict[str, object]) -> None:
+            self.epochs += 1
+
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_INTERVAL_S", 0.0)
+    callback = WaitsForTheWriter()
+    with pytest.raises(FastcifarError, match=r"cannot write .*last\.pt: No space left on device"):
+        train_model(tiny_settings(), tiny_data, tmp_path / "run", callback)
+    assert callback.epochs == 1
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint")]

@@ -12,6 +12,7 @@ import re
 import shlex
 import time
 import zipfile
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,7 +162,8 @@ class Checkpointer:
     """A run's metrics and state, in memory and on the disk.
 
     Checkpoints are written at the start, at an epoch's end but at most every ten seconds, and on leaving, however that
-    happens.
+    happens. At an epoch's end a thread writes, while training goes on; what it fails at is raised at the end of the
+    next epoch that finds it finished, or on leaving. After that no thread is left.
 
     Args:
         settings: of the run.
@@ -199,6 +201,8 @@ class Checkpointer:
             "data_dir": str(data_dir.absolute()),
         }
         self._unsaved: dict[str, Any] | None = None
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
         self._saved_at = -math.inf
         self._start, self._seconds_before = time.monotonic(), 0.0
         if checkpoint is not None:
@@ -217,11 +221,14 @@ class Checkpointer:
 
     def __enter__(self) -> None:
         self._unsaved = self._trainer.state()
-        self._save()
+        self._start_writing()
+        self._finish_writing()
         self._write_metrics()
 
     def __exit__(self, *_: object) -> None:
-        self._save()
+        with self._writer:
+            self._start_writing()
+            self._finish_writing()
 
     def describe(self) -> str:
         """What of the run is saved, in words."""
@@ -240,23 +247,42 @@ class Checkpointer:
         self._unsaved = self._trainer.state()
         if self.best is None or metrics.val_accuracy > self.best.val_accuracy:
             self.best = BestEpoch(metrics.epoch, metrics.val_accuracy, self._unsaved["model"])
+        if self._writing is not None and self._writing.done():
+            self._finish_writing()
         if time.monotonic() - self._saved_at >= CHECKPOINT_INTERVAL_S:
-            self._save()
+            self._start_writing()
 
     def _write_metrics(self) -> None:
         if self._writes:
             write_metrics(self._run_dir, self.metrics)
 
-    def _save(self) -> None:
+    def _start_writing(self) -> None:
+        """Let the thread write what is not saved yet, after it has written what it was given before.
+
+        Raises:
+            FastcifarError: that failed.
+        """
+        self._finish_writing()
         if self._unsaved is None or not self._writes:
             return
+        contents = {}
         best = {} if self.best is None else vars(self.best)
         if best:
-            save_checkpoint(self._run_dir / BEST_FILE, {**self._common, **best})
+            contents[BEST_FILE] = {**self._common, **best}
         progress = {"num_epochs": len(self.metrics), "metrics": [*map(as_plain, self.metrics)], "best": best}
-        last = {**self._common, **self._unsaved, **progress, "seconds": self.seconds}
-        save_checkpoint(self._run_dir / LAST_FILE, last)
+        contents[LAST_FILE] = {**self._common, **self._unsaved, **progress, "seconds": self.seconds}
+        self._writing = self._writer.submit(self._write, contents)
         self._unsaved, self._saved_at = None, time.monotonic()
+
+    def _write(self, contents: dict[str, dict[str, Any]]) -> None:
+        for name, content in contents.items():
+            save_checkpoint(self._run_dir / name, content)
+
+    def _finish_writing(self) -> None:
+        """Wait for the thread; raises what it failed at."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
 
 def read_last(run_dir: Path) -> LastCheckpoint:

@@ -57,7 +57,7 @@ def configured_device(name: str, *, description: str, num_threads: int, determin
     Raises:
         FastcifarError: the device has too little memory for what is done meanwhile.
     """
-    device = torch.device(name)
+    device, former_precision = torch.device(name), torch.get_float32_matmul_precision()
     torch.set_num_threads(num_threads)
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
@@ -66,6 +66,8 @@ def configured_device(name: str, *, description: str, num_threads: int, determin
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not deterministic  # every training batch has the same shape
+        # As convolutions in float32 do by default; torch.compile warns where the two differ.
+        torch.set_float32_matmul_precision("high")
     try:
         with freed_memory_kept(device.type):
             yield
@@ -76,6 +78,7 @@ def configured_device(name: str, *, description: str, num_threads: int, determin
             f"{description} has too little memory free: try a smaller batch size, or the streamed loader"
         ) from error
     finally:
+        torch.set_float32_matmul_precision(former_precision)
         torch.use_deterministic_algorithms(False)
 
 

@@ -88,6 +88,7 @@ class Trainer:
     def _build_step(self, recipe: Recipe, options: StepOptions | None) -> None:
         """Choose what a step is made of; without options torch.compile has no part in it."""
         self._options = options
+        self._captures = options is not None and self._device.type == "cuda"
         masters: list[Tensor] = list(self.model.parameters())
         self._average = None if self._world.size == 1 else GradientAverage(masters, self._world)
         self._network: CompiledNetwork | ResNet18 = self.model
@@ -148,7 +149,8 @@ class Trainer:
         state = self.state()
         self.model.train()
         self._step(loader)
-        if self._options is not None and self._device.type == "cuda":
+        if self._captures:
+            assert self._options is not None
             num_steps = self._options.steps_per_graph if loader.reads_ahead else 1
             try:
                 with self._device_learning_rate():
