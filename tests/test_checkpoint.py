@@ -9,6 +9,7 @@ import torch
 from support.training_runs import tiny_settings
 
 from fastcifar.errors import FastcifarError
+from fastcifar.results.records import EpochMetrics
 from fastcifar.training import checkpoint
 from fastcifar.training.callbacks import Callback
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
@@ -108,7 +109,7 @@ def test_a_write_that_fails_surfaces_at_the_next_epoch_and_leaves_no_thread(
             if epoch == 1:
                 assert failed.wait(timeout=60)
 
-        def on_epoch_end(self, metrics: dict[str, object]) -> None:
+        def on_epoch_end(self, metrics: EpochMetrics) -> None:
             self.epochs += 1
 
     monkeypatch.setattr(checkpoint, "save_checkpoint", save)

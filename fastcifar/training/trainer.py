@@ -104,6 +104,7 @@ class Trainer:
         self.forward = torch.compile(self.compute_loss, dynamic=False, options=settings | _STEP_SETTINGS)
         if options.bf16_weights and self.precision == "bf16":
             self._master_weights = MasterWeights(self.optimizer, recipe, self._leaves)
+            self.optimizer.step()  # without gradients: nothing changes, but the schedule warns if no step was ever made
             self._update = torch.compile(self._update_masters, dynamic=False, options=settings)
 
     def _build_optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:

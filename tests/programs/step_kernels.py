@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from support.codegen import Graph, generated_code
@@ -54,7 +55,8 @@ def generate(recipe: str, options: StepOptions) -> list[Graph]:
 def main(arguments: list[str]) -> None:
     recipe = "adam89" if "adam89" in arguments else "sgd92"
     choices = dict(argument.split("=") for argument in arguments if "=" in argument)
-    options = replace(StepOptions(), **{name: int(value) for name, value in choices.items()})
+    switches: dict[str, Any] = {name: int(value) for name, value in choices.items()}
+    options = replace(StepOptions(), **switches)
     found = {}
     for graph in generate(recipe, options):
         part = PARTS.get(graph.function, graph.part)
