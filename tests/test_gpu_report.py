@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from support.command_line import PROGRAMS
+from support.command_line import ENVIRONMENT, PROGRAMS
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
@@ -75,7 +75,8 @@ def test_a_stage_goes_on_where_it_was_cut_off(tiny_data: Path, tmp_path: Path, m
 def test_it_runs_without_ffcv(tiny_data: Path, tmp_path: Path) -> None:
     """As on a GPU host that has torch and a bare checkout."""
     command = [sys.executable, str(PROGRAMS / "without_ffcv.py"), "--out", str(tmp_path), "--data", str(tiny_data)]
-    done = subprocess.run([*command, *TINY, "--stage", "steps"], capture_output=True, text=True, check=False)
+    command += [*TINY, "--stage", "steps"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     losses = found(tmp_path, "steps")["steps"]
     assert isinstance(losses, list)

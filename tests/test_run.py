@@ -71,6 +71,7 @@ def test_a_run_leaves_all_it_should(tiny_data: Path, tmp_path: Path) -> None:
     }
     assert {key: config[key] for key in expected} == expected
     assert config["environment"]["versions"]["torch"] == importlib.metadata.version("torch")
+    assert config["environment"]["captured"] is False
 
     assert json.loads((out / "results.json").read_text()) == as_plain(results)
     best_epoch = max(metrics, key=lambda line: line.val_accuracy).epoch  # the first of equals

@@ -218,8 +218,9 @@ class Run:
             with checkpointer:
                 if self.world.is_main:
                     resumed_at = None if checkpoint is None else first_epoch
-                    config = self.settings.as_config() | {"captured": self.trainer.is_captured}
-                    write_config(run_dir, config, resumed_at=resumed_at)
+                    write_config(
+                        run_dir, self.settings.as_config(), captured=self.trainer.is_captured, resumed_at=resumed_at
+                    )
                 for epoch in range(first_epoch, recipe.epochs):
                     metrics = self._train_epoch(epoch, checkpointer, signals)
                     checkpointer.finish_epoch(metrics)
@@ -343,7 +344,8 @@ class Run:
         except Exception as error:  # a compiler, its absence and torch's own code raise many types
             if is_out_of_memory(error):
                 raise
-            raise FastcifarError(f"torch.compile failed ({reason(error)}): train without it (--no-compile)") from error
+            first_line = (str(error).strip().splitlines() or [repr(error)])[0][:200]
+            raise FastcifarError(f"torch.compile failed ({first_line}): train without it (--no-compile)") from error
         return time.perf_counter() - start
 
 
