@@ -9,6 +9,7 @@ import time
 
 import torch
 
+from fastcifar.pipeline.loader import FixedBatch
 from fastcifar.recipes import get_recipe
 from fastcifar.training.device import configured_device
 from fastcifar.training.settings import Settings, resolve_settings
@@ -32,12 +33,12 @@ def measure_rate(settings: Settings) -> float:
     ):
         trainer = Trainer(settings.recipe, device, precision=settings.precision, compile=False)
         images = torch.zeros((batch_size, 32, 32, 3), dtype=torch.uint8, device=device)
-        labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        loader = FixedBatch(images, torch.zeros(batch_size, dtype=torch.int64, device=device))
         trainer.begin_epoch()
-        trainer.step(images, labels)
+        trainer.step(loader)
         start, num_steps = time.perf_counter(), 0
         while num_steps < MIN_STEPS or time.perf_counter() - start < MEASURE_S:
-            trainer.step(images, labels)
+            trainer.step(loader)
             num_steps += 1
         return num_steps * batch_size / (time.perf_counter() - start)
 
