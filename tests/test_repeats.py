@@ -208,3 +208,23 @@ def test_the_command_summarises_folders(
         (["other", "three", "--paired", "--recipe", "sgd92"], "FOLDER is trained already: leave out --recipe"),
     ):
         assert call(monkeypatch, capsys, "repeat", *arguments) == (2, "", f"Error: {message}\n")
+
+
+def test_a_folder_of_seeds_is_reported_as_one_page(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with_one_diverged(three)
+    assert call(monkeypatch, capsys, "report", "three") == (0, "three/report.html\n", "")
+    page = (three / "report.html").read_text()
+    assert "<title>three</title>" in page
+    assert page.count("data:image/svg+xml;base64,") == 1
+    assert "Clean test accuracy 62.00% ± 4.97, 3 seeds, 1 diverged." in page
+    (table,) = build_tables([read_repeats(three)])
+    for cells in table.rows:
+        texts_of_row = [f'<td class="figure">{cell}</td>' for cell in cells[1:]]
+        assert f'<tr><th scope="row">{cells[0]}</th>{"".join(texts_of_row)}</tr>' in page
+    for remark in table.remarks:
+        assert f"<p>{remark}</p>" in page
+    assert '<tr><th scope="row">recipe</th><td>adam89</td></tr>' in page
+    assert "trained on Some CPU." in page

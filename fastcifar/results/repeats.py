@@ -1,6 +1,5 @@
 """A recipe trained from several seeds: a folder of ordinary run directories, read together."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,7 +9,7 @@ from fastcifar.errors import ArgumentError, FastcifarError
 from fastcifar.files import read_json, write_json
 from fastcifar.results.charts import describe_run
 from fastcifar.results.records import CONFIG_FILE, RESULTS_FILE, RunConfig, read_config, read_metrics, read_results
-from fastcifar.results.run_dir import list_runs
+from fastcifar.results.run_dir import list_runs, seed_dirs
 from fastcifar.results.seed_statistics import Difference, Mean, mean_of, num_seeds_needed, paired, welch
 
 SUMMARY_FILE, DIVERGED_FILE = "summary.json", "diverged.json"
@@ -76,6 +75,11 @@ class Repeats:
         parts = describe_run(self.config, self.config.epochs) | {"seed": ""}
         return {part: text for part, text in parts.items() if text}
 
+    @property
+    def shared_settings(self) -> dict[str, Any]:
+        """The settings of all seeds: those that may change what is trained."""
+        return {key: value for key, value in self.config.settings.items() if key not in _NOT_COMPARED}
+
     def values(self, measure: str) -> list[float]:
         """Of the finished runs, by seed."""
         return [run.accuracies[measure] for run in self.finished]
@@ -108,20 +112,6 @@ class Comparison:
     differing: Mapping[str, tuple[Any, Any]]
     paired: bool
     differences: Mapping[str, Difference]
-
-
-def seed_dirs(folder: Path) -> dict[int, Path]:
-    """The folders of a folder's seeds, `seed-<number>`, in order.
-
-    Raises:
-        FastcifarError: the folder cannot be read.
-    """
-    try:
-        names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    except OSError as error:
-        raise FastcifarError(f"cannot read {folder}: {error.strerror}") from error
-    seeds = sorted(int(name.removeprefix("seed-")) for name in names if re.fullmatch(r"seed-(0|[1-9]\d{0,9})", name))
-    return {seed: folder / f"seed-{seed}" for seed in seeds}
 
 
 def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -266,7 +256,7 @@ def _as_json(repeats: Repeats) -> dict[str, Any]:
     states = [run.state for run in repeats.runs]
     return {
         "name": repeats.name,
-        "settings": {key: value for key, value in repeats.config.settings.items() if key not in _NOT_COMPARED},
+        "settings": repeats.shared_settings,
         "devices": list(repeats.devices),
         "target_accuracy": repeats.target_accuracy,
         "num_finished": states.count("finished"),

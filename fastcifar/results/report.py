@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jinja2
 from matplotlib.figure import Figure
@@ -28,8 +28,11 @@ from fastcifar.results.records import (
     read_metrics,
     read_results,
 )
-from fastcifar.results.run_dir import list_runs
+from fastcifar.results.run_dir import list_runs, seed_dirs
 from fastcifar.results.style import as_svg
+
+if TYPE_CHECKING:
+    from fastcifar.results.seed_tables import SeedTable
 
 _DESCRIPTIONS = {
     "curves": "Loss, accuracy and learning rate over the epochs",
@@ -38,6 +41,7 @@ _DESCRIPTIONS = {
     "calibration": "Reliability diagram: accuracy over confidence",
     "label-errors": "Test images whose label the model finds least plausible",
     "comparison": "Validation loss and accuracy over the epochs",
+    "seeds": "Accuracy of every seed, with mean and 95% interval",
 }
 
 
@@ -118,11 +122,23 @@ class _Comparison:
     differences: list[list[str]]
 
 
+@dataclass(frozen=True, eq=False)
+class _SeedFolder:
+    """What a report says of a folder of seeds."""
+
+    name: str
+    description: str
+    chart: _Chart
+    table: "SeedTable"
+    settings: dict[str, object]
+    devices: tuple[str, ...]
+
+
 def write_report(run_dirs: Sequence[Path], out: Path) -> None:
-    """Write a page on one run, or on several and how they compare; the same bytes for the same runs.
+    """Write a page on one run, on several and how they compare, or on a folder of seeds; the same bytes for the same.
 
     Args:
-        run_dirs: of 1 to 8 different runs, each with at least one finished epoch.
+        run_dirs: of 1 to 8 different runs, each with at least one finished epoch; or one folder that `repeat` filled.
         out: the HTML file to make or replace.
 
     Raises:
@@ -136,6 +152,9 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
 
 def build_report(run_dirs: Sequence[Path]) -> str:
     """The page of `write_report`."""
+    seeds = _read_seeds(run_dirs[0]) if len(run_dirs) == 1 and seed_dirs(run_dirs[0]) else None
+    if seeds is not None:
+        run_dirs = []
     names = name_runs(run_dirs)
     runs = [_read(path, name, f"run-{i}") for i, (path, name) in enumerate(zip(run_dirs, names, strict=True), 1)]
     environment = jinja2.Environment(
@@ -157,6 +176,7 @@ def build_report(run_dirs: Sequence[Path]) -> str:
     }
     return environment.get_template("report.html.j2").render(
         runs=runs,
+        seeds=seeds,
         compared=_compare(runs) if len(runs) > 1 else None,
         nested_rows=_nested_rows,
         num_train=cifar10.SPEC.num_train,
@@ -181,6 +201,23 @@ def _read(run_dir: Path, name: str, anchor: str) -> _Run:
         results=read_results(run_dir) if (run_dir / RESULTS_FILE).exists() else None,
         charts=[_chart(kind, figure) for kind, figure in {**run_figures(run_dir), **trust_figures(run_dir)}.items()],
         left_out=left_out(run_dir),
+    )
+
+
+def _read_seeds(folder: Path) -> _SeedFolder:
+    from fastcifar.results.repeats import read_repeats  # imports scipy, which no other page needs
+    from fastcifar.results.seed_tables import build_tables
+    from fastcifar.results.strip_plot import draw_seeds
+
+    found = read_repeats(folder)
+    (table,) = build_tables([found])
+    return _SeedFolder(
+        name=found.name,
+        description=" · ".join(found.describe().values()),
+        chart=_chart("seeds", draw_seeds([found])),
+        table=table,
+        settings=found.shared_settings,
+        devices=found.devices,
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -176,3 +177,17 @@ def _is_free(path: Path) -> bool:
             return True
     except FastcifarError:
         return False
+
+
+def seed_dirs(folder: Path) -> dict[int, Path]:
+    """The folders of a folder's seeds, `seed-<number>`, in order.
+
+    Raises:
+        FastcifarError: the folder cannot be read.
+    """
+    try:
+        names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    except OSError as error:
+        raise FastcifarError(f"cannot read {folder}: {error.strerror}") from error
+    seeds = sorted(int(name.removeprefix("seed-")) for name in names if re.fullmatch(r"seed-(0|[1-9]\d{0,9})", name))
+    return {seed: folder / f"seed-{seed}" for seed in seeds}
