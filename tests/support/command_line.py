@@ -1,7 +1,6 @@
 """The command line, called in this process or in one of its own."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,11 +13,6 @@ PROGRAMS = TESTS / "programs"
 PYTHONPATH = f"{TESTS.parent}{os.pathsep}{TESTS}"
 ENVIRONMENT = os.environ | {"PYTHONPATH": PYTHONPATH, "COLUMNS": "80"}
 TRAIN = ["train", "--recipe", "adam89", "--batch-size", "8", "--device", "cpu"]
-
-
-def run_tiny(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, PROGRAMS / "tiny_fastcifar.py", *arguments]
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
 
 
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
