@@ -56,6 +56,41 @@ def test_it_computes_what_the_model_does(precision: str, options: StepOptions) -
         torch.testing.assert_close(ours / scale, theirs / scale, **tolerance)
 
 
+def test_batch_norm_by_our_kernels_computes_what_the_model_does() -> None:
+    """By their twin in plain torch, with everything but them; in float64, in which no rounding moves ReLU's kink."""
+    pytest.importorskip("triton", reason="torch for the CPU has no Triton")
+    results = []
+    for is_ours in (False, True):
+        model = build_model(5).double().to(memory_format=torch.channels_last)
+        model.train()
+        network: nn.Module = CompiledNetwork(model, StepOptions(triton_batch_norm=True), "fp32") if is_ours else model
+        leaves = list[Tensor](model.parameters())
+        results.append(gradients_and_statistics(network, model, leaves, images().double(), is_bf16=False))
+    (logits, gradients, statistics), (our_logits, our_gradients, our_statistics) = results
+    torch.testing.assert_close(our_logits, logits, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(our_statistics, statistics, rtol=1e-9, atol=1e-9)
+    for ours, theirs in zip(our_gradients, gradients, strict=True):  # in float32: a rounding is 2**-24
+        scale = theirs.abs().max()
+        torch.testing.assert_close(ours / scale, theirs / scale, rtol=0, atol=1e-6)
+
+
+def test_batch_norm_by_our_kernels_takes_bf16() -> None:
+    """Features are rounded as often as in the model: logits differ by a few of bf16's roundings, 2**-9 each, and
+    gradients by the ReLUs that these turn. What is wrong about a gradient leaves no such likeness."""
+    pytest.importorskip("triton", reason="torch for the CPU has no Triton")
+    model = build_model(5).to(memory_format=torch.channels_last).train()
+    networks = [
+        CompiledNetwork(model, StepOptions(triton_batch_norm=has_triton), "bf16") for has_triton in (False, True)
+    ]
+    (logits, gradients, _), (our_logits, our_gradients, _) = (
+        gradients_and_statistics(network, model, network.leaves, network.to_input(images()), is_bf16=True)
+        for network in networks
+    )
+    torch.testing.assert_close(our_logits, logits, rtol=0.05, atol=0.05)
+    for ours, theirs in zip(our_gradients, gradients, strict=True):
+        assert functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.5
+
+
 def test_relus_mask_at_zero_and_not_a_number() -> None:
     """The gradient is 0 at 0, as ReLU's, and what is not finite is passed on for the first bad step to be found."""
     values = torch.tensor([-1.0, 0.0, 2.0, float("nan"), float("inf")], requires_grad=True)

@@ -22,6 +22,8 @@ class StepOptions:
         bf16_weights: in bf16, convolutions read weights held in bf16, which the optimizer's pass writes.
         recompute_relu_mask: where no residual is added, the backward pass takes ReLU's mask from the convolution's
             output, which it reads for batch norm anyway.
+        triton_batch_norm: batch norm, with residual and ReLU, in kernels of our own rather than Inductor's; ReLU's mask
+            is recomputed there in any case.
         padded_input: the first convolution sees 8 channels, of which 5 are zero.
         steps_per_graph: steps in one CUDA graph, where the loader can read ahead.
     """
@@ -29,6 +31,7 @@ class StepOptions:
     combo_kernels: bool = True
     bf16_weights: bool = True
     recompute_relu_mask: bool = True
+    triton_batch_norm: bool = False
     padded_input: bool = False
     steps_per_graph: int = 1
 
@@ -66,9 +69,9 @@ class CompiledNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, `(B, 10)` float32, of what `to_input` gave."""
-        features = self.stem(images)
+        features, residual = self.stem(images, is_forked=True)
         for block in self.blocks:
-            features = block(features)
+            features, residual = block(features, residual, is_last=block is self.blocks[-1])
         logits: Tensor = self.fc(self.avgpool(features).flatten(1))
         return logits
 
@@ -94,7 +97,10 @@ class _Unit(nn.Module):
         has_copy = options.bf16_weights and precision == "bf16" and type(conv) is nn.Conv2d  # not Winograd's
         self.weight = nn.Parameter(conv.weight.detach().to(torch.bfloat16)) if has_copy else conv.weight
 
-    def forward(self, features: Tensor, residual: Tensor | None = None, *, has_relu: bool = True) -> Tensor:
+    def forward(
+        self, features: Tensor, residual: Tensor | None = None, *, has_relu: bool = True, is_forked: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """The result, twice: as two tensors for autograd where it `is_forked`; otherwise only one may be used."""
         num_added = features.shape[1] - self.weight.shape[1]
         if self.weight is self.conv.weight and not num_added:
             features = self.conv(features)
@@ -102,18 +108,36 @@ class _Unit(nn.Module):
             weight = functional.pad(self.weight, (0, 0, 0, 0, 0, num_added)) if num_added else self.weight
             features = functional.conv2d(features, weight, stride=self.conv.stride, padding=self.conv.padding)
         norm = self.norm
+        if self._options.triton_batch_norm:
+            return self._normalise_by_triton(features, residual, has_relu=has_relu, is_forked=is_forked)
         features = functional.batch_norm(
             features, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=True,
             momentum=norm.momentum or 0.0, eps=norm.eps,
         )  # fmt: skip
         if residual is not None:
             features = _StoredGradient.apply(features + residual)
-        if not has_relu:
-            return features
-        if residual is None and self._options.recompute_relu_mask:
+        if has_relu and residual is None and self._options.recompute_relu_mask:
             # ReLU's derivative is defined by its output. This one's is by its input, which can be recomputed.
-            return torch.where(features <= 0, 0, features)
-        return functional.relu(features)
+            features = torch.where(features <= 0, 0, features)
+        elif has_relu:
+            features = functional.relu(features)
+        return features, features
+
+    def _normalise_by_triton(
+        self, features: Tensor, residual: Tensor | None, *, has_relu: bool, is_forked: bool
+    ) -> tuple[Tensor, Tensor]:
+        from fastcifar.kernels.batch_norm_triton import batch_norm  # torch for the CPU has no Triton
+
+        norm = self.norm
+        mean, variance, *results = batch_norm(
+            features, residual, norm.weight, norm.bias, eps=norm.eps, has_relu=has_relu, is_forked=is_forked
+        )
+        num_rows = features.numel() // features.shape[1]
+        new_statistics = mean, variance * (num_rows / (num_rows - 1))
+        for statistics, new in zip((norm.running_mean, norm.running_var), new_statistics, strict=True):
+            assert statistics is not None
+            statistics.lerp_(new, norm.momentum or 0.0)
+        return results[0], results[-1]
 
 
 class _Block(nn.Module):
@@ -126,7 +150,9 @@ class _Block(nn.Module):
         shortcut = block.downsample
         self.shortcut = None if shortcut is None else _Unit(shortcut[0], shortcut[1], options, precision)
 
-    def forward(self, features: Tensor) -> Tensor:
-        residual = features if self.shortcut is None else self.shortcut(features, has_relu=False)
-        result: Tensor = self.second(self.first(features), residual)
-        return result
+    def forward(self, features: Tensor, residual: Tensor, *, is_last: bool) -> tuple[Tensor, Tensor]:
+        if self.shortcut is not None:
+            residual, _ = self.shortcut(residual, has_relu=False)
+        features, _ = self.first(features)
+        results: tuple[Tensor, Tensor] = self.second(features, residual, is_forked=not is_last)
+        return results

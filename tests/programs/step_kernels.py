@@ -25,13 +25,15 @@ PARTS = {"_read_batch": "gather", "_update_masters": "optimizer"}  # by the comp
 
 
 def kind(name: str) -> str:
-    """What a kernel is for, by the operations that Inductor names it after."""
+    """What a kernel is for, by the operations that Inductor names it after, or by our name."""
+    if name.startswith(("_forward", "_backward")):
+        return "batch norm, ReLU, residual" if "_apply" in name else "batch-norm statistics"
     if "nll_loss" in name or "softmax" in name or "mean" in name or "div_expand" in name:
         return "loss and pooling"
-    is_apply = "_poi_" in name
-    if "native_batch_norm" in name or "threshold_backward" in name or not is_apply:
-        return "batch norm, ReLU, residual" if is_apply else "batch-norm statistics"
-    return "other"
+    is_pointwise = "_poi_" in name
+    if "native_batch_norm" in name or "threshold_backward" in name or not is_pointwise:
+        return "batch norm, ReLU, residual" if is_pointwise else "batch-norm statistics"
+    return "casts" if "fused__to_copy" in name else "other"
 
 
 def generate(recipe: str, options: StepOptions) -> list[Graph]:

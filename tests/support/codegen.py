@@ -300,7 +300,7 @@ def _count(source: str) -> tuple[list[Launch], Counter[str]]:
         elif found := re.match(r"(\w+) = (\w+)(?:; del|$)", line):
             sizes[found[1]] = sizes.get(found[2], 0)
         if found := re.match(r"(\w+)\.run\((.*), stream=", line):
-            launches.append(_launch(found[1], kernels[found[1]], re.split(r", ?(?![^(]*\))", found[2]), sizes))
+            launches.append(_launch(found[1], kernels[found[1]], _arguments(found[2]), sizes))
         elif (found := re.search(r"(?:extern_kernels|torch\.ops\.\w+)\.(\w+)", line)) and "assert" not in line:
             externs[found[1]] += 1
     return launches, externs
@@ -326,6 +326,17 @@ def _launch(name: str, body: str, values: list[str], sizes: dict[str, int]) -> L
         else:
             num_read += min(num_bytes, written) if is_gather else num_bytes
     return Launch(name, num_read, num_written)
+
+
+def _arguments(text: str) -> list[str]:
+    """A call's arguments, which may be calls themselves."""
+    depth, start, found = 0, 0, []
+    for position, character in enumerate(text):
+        depth += (character in "([") - (character in ")]")
+        if character == "," and not depth:
+            found.append(text[start:position].strip())
+            start = position + 1
+    return [*found, text[start:].strip()]
 
 
 def _num_elements(shape: str) -> int:
