@@ -40,14 +40,9 @@ if TYPE_CHECKING:
     from fastcifar.data.folder import verify_data
     from fastcifar.data.prepare import prepare_data
     from fastcifar.errors import FastcifarError, Interrupted
-    from fastcifar.inference.classifier import (
-        Classifier,
-        Evaluation,
-        Prediction,
-        evaluate_split,
-        load_classifier,
-        predict_pictures,
-    )
+    from fastcifar.inference.classifier import Classifier, load_classifier
+    from fastcifar.inference.evaluation import Evaluation, evaluate_split
+    from fastcifar.inference.prediction import Prediction, predict_pictures
     from fastcifar.recipes import RECIPES, Recipe
     from fastcifar.results.charts import write_charts
     from fastcifar.results.records import EpochMetrics, Results
@@ -60,14 +55,9 @@ if TYPE_CHECKING:
 else:  # a type checker that saw __getattr__ would believe in any name
     _MODULES = {
         "results.charts": ("write_charts",),
-        "inference.classifier": (
-            "Classifier",
-            "Evaluation",
-            "Prediction",
-            "evaluate_split",
-            "load_classifier",
-            "predict_pictures",
-        ),
+        "inference.classifier": ("Classifier", "load_classifier"),
+        "inference.evaluation": ("Evaluation", "evaluate_split"),
+        "inference.prediction": ("Prediction", "predict_pictures"),
         "errors": ("FastcifarError", "Interrupted"),
         "training.model": ("ResNet18",),
         "training.callbacks": ("Callback", "Callbacks"),

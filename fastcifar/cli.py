@@ -415,7 +415,8 @@ def evaluate(
         for name, path in (("calibration", calibration), ("label_errors", label_errors)):
             if path is not None:
                 check_picture(path, name)
-    from fastcifar.inference.classifier import evaluate_split, load_classifier, load_label_errors
+    from fastcifar.inference.classifier import load_classifier
+    from fastcifar.inference.evaluation import evaluate_split, load_label_errors
     from fastcifar.results.records import as_plain
     from fastcifar.terminal import show_evaluation
 
@@ -488,30 +489,35 @@ def predict(
 
     Exit code 1 says that some of them cannot be read, 2 that none can.
     """
-    from fastcifar.inference.pictures import find_pictures
+    from fastcifar.inference.pictures import find_pictures, read_pictures
 
     files = find_pictures(list(pictures), recursive=recursive)
     if picture is not None:
         from fastcifar.inference.grid import check_grid, write_grid
 
         check_grid(picture, files)
-    from fastcifar.inference.classifier import classify_pictures, load_classifier
+    read = read_pictures(files)
+    for file in read:
+        if file.error:
+            click.echo(f"Error: {one_line(file.error)}", err=True)
+    images = [file.image for file in read if file.image is not None]
+    if not images and not as_json:
+        click.get_current_context().exit(2)
+    from fastcifar.inference.classifier import load_classifier
+    from fastcifar.inference.prediction import classify_pictures
     from fastcifar.results.records import as_plain
     from fastcifar.terminal import show_predictions
 
     classifier = load_classifier(checkpoint, device, precision)
-    predictions, images = classify_pictures(classifier, files)
+    predictions = classify_pictures(classifier, read)
     _show_notes([*classifier.notes, *(row.note for row in predictions if row.note)])
-    for row in predictions:
-        if row.error:
-            click.echo(f"Error: {one_line(row.error)}", err=True)
     readable = [row for row in predictions if not row.error]
     if picture is not None and readable:
         write_grid(picture, images, readable, title=classifier.describe())
     if as_json:
         rows = [{key: value for key, value in as_plain(row).items() if value is not None} for row in predictions]
         click.echo(json.dumps(rows, indent=2))
-    elif readable:
+    else:
         show_predictions(readable)
     if len(readable) < len(predictions):
         click.get_current_context().exit(1 if readable else 2)
@@ -607,6 +613,7 @@ def main() -> None:
     """Run the command line; an error that a user can put right ends in one line and exit code 2."""
     open_standard_streams()
     os.environ.pop("MPLBACKEND", None)  # a notebook's, say, which need not be installed here; no window is opened
+    os.environ["MATPLOTLIBRC"] = os.devnull  # the style is ours, and a damaged matplotlibrc fails the import
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a cache or a matplotlibrc that it can do without
     try:
         sys.exit(cli.main(standalone_mode=False))

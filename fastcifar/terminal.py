@@ -24,7 +24,8 @@ from fastcifar.results.run_dir import RunSummary
 from fastcifar.training.callbacks import Callback
 
 if TYPE_CHECKING:  # the view is up before torch is imported
-    from fastcifar.inference.classifier import Evaluation, Prediction
+    from fastcifar.inference.evaluation import Evaluation
+    from fastcifar.inference.prediction import Prediction
     from fastcifar.results.seed_tables import SeedTable  # imports scipy, which only `repeat` and `report` need
     from fastcifar.training.settings import Settings
 
@@ -258,7 +259,7 @@ def _print_text(out: Console, text: str) -> None:
 
 
 def show_evaluation(evaluation: "Evaluation") -> None:
-    """Print what `classifier.evaluate_split` found."""
+    """Print what `evaluation.evaluate_split` found."""
     out = plain_console()
     low, high = evaluation.interval_95
     how_long = f", {evaluation.num_epochs} epochs" if evaluation.num_epochs else ""  # of plain weights nobody knows
@@ -285,7 +286,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
 
 
 def show_predictions(predictions: "Sequence[Prediction]") -> None:
-    """Print what `classifier.predict_pictures` found."""
+    """Print what `prediction.predict_pictures` found."""
     rows = [
         [one_line(row.path), *(f"{guess.class_name} {guess.probability:.1%}" for guess in row.top)]
         for row in predictions

@@ -18,13 +18,9 @@ from support.training_runs import Listener, run
 from fastcifar.data import cifar10
 from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.inference import classifier as classifier_module
-from fastcifar.inference.classifier import (
-    Classifier,
-    evaluate_split,
-    load_classifier,
-    load_label_errors,
-    predict_pictures,
-)
+from fastcifar.inference.classifier import Classifier, load_classifier
+from fastcifar.inference.evaluation import evaluate_split, load_label_errors
+from fastcifar.inference.prediction import predict_pictures
 from fastcifar.results.metrics import calibrate
 from fastcifar.results.records import Results, read_predictions
 from fastcifar.results.run_dir import interrupted_run_dir, list_runs
@@ -249,7 +245,8 @@ def test_good_pictures_are_classified_in_spite_of_bad_ones(
         ("none.png", 0, bad[1]),
     ]
     assert rows[0]["top"] == rows[2]["top"]
-    code, out, err = call(monkeypatch, capsys, "predict", "run", "p/b.png", "p/pipe.png")
+    # Before a model is loaded, which takes seconds; so nobody sees that there is none.
+    code, out, err = call(monkeypatch, capsys, "predict", "no-run", "p/b.png", "p/pipe.png")
     assert (code, out) == (2, "")
     assert err.splitlines() == [f"Error: {bad[0]}", "Error: cannot read p/pipe.png: it is not a regular file"]
     code, out, _ = call(monkeypatch, capsys, "predict", "run", "p", "--recursive", "--json")

@@ -231,6 +231,20 @@ def test_quiet_says_where_the_run_is_and_nothing_else(
     assert call(monkeypatch, capsys, *TRAIN, "--epochs", "0", "--quiet") == (2, "", message)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"MPLBACKEND": "module://no_such_backend"}, {"MATPLOTLIBRC": "damaged"}, {"MPLCONFIGDIR": "folder"}],
+)
+def test_matplotlibs_settings_are_no_reason_to_fail(tmp_path: Path, settings: dict[str, str]) -> None:
+    write_run(tmp_path / "run", build_metrics(3), build_results(0.5, 0.4))
+    (tmp_path / "folder").mkdir()
+    for damaged in (tmp_path / "damaged", tmp_path / "folder" / "matplotlibrc"):
+        damaged.write_bytes(b"font.size: \xff\xfe")
+    command = [sys.executable, "-m", "fastcifar", "charts", "run"]
+    drawn = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT | settings, check=True, capture_output=True)
+    assert (drawn.stdout.splitlines()[0], drawn.stderr) == (b"run/charts/curves.png", b"")
+
+
 def test_an_error_obeys_nothing_that_a_path_holds(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,7 +18,8 @@ from support.training_runs import run
 from fastcifar.data.folder import load_val_and_test
 from fastcifar.errors import FastcifarError
 from fastcifar.inference import export
-from fastcifar.inference.classifier import evaluate_split, load_classifier
+from fastcifar.inference.classifier import load_classifier
+from fastcifar.inference.evaluation import evaluate_split
 from fastcifar.inference.export import TOLERANCE, export_model
 from fastcifar.pipeline.augment import affine_coeffs, sample_augmentation
 from fastcifar.results import charts

@@ -12,8 +12,8 @@ from PIL import Image
 from support.containers import TEST_IMAGES
 
 from fastcifar.errors import FastcifarError
-from fastcifar.inference.classifier import Guess, Prediction
 from fastcifar.inference.grid import check_grid, draw_grid, write_grid
+from fastcifar.inference.prediction import Guess, Prediction
 from fastcifar.results.style import BLUE
 
 TOP = (Guess("automobile", 0.5), Guess("cat", 0.3), Guess("deer", 0.125))

@@ -21,6 +21,7 @@ def load_image(path: Path) -> Images:
     """Of a picture about which nothing had to be assumed."""
     picture = load_picture(path)
     assert picture.note == ""
+    assert picture.image is not None
     return picture.image
 
 
@@ -111,6 +112,7 @@ def test_12_bits_a_pixel(tmp_path: Path) -> None:
 def test_32_bits_have_the_least_usual_range_and_it_is_said(tmp_path: Path, value: int, white: int) -> None:
     path = save(tmp_path / "x.tif", grey(value, np.int32))
     picture = load_picture(path)
+    assert picture.image is not None
     assert (picture.image == round(255 * value / white)).all()
     assert picture.note == (
         f"{path} does not say its range of values: 0..{white:,} is assumed (its greatest is {value:,})"

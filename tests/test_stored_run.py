@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from support.narrow import use_narrow_network
 
-from fastcifar.inference.classifier import evaluate_split, load_classifier
+from fastcifar.inference.classifier import load_classifier
+from fastcifar.inference.evaluation import evaluate_split
 from fastcifar.results.charts import write_charts
 from fastcifar.results.report import build_report
 from fastcifar.results.run_dir import list_runs

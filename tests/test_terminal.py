@@ -7,7 +7,8 @@ import pytest
 from support.terminals import pretend_terminal
 
 from fastcifar.data.cifar10 import CLASSES
-from fastcifar.inference.classifier import Evaluation, Guess, Prediction
+from fastcifar.inference.evaluation import Evaluation
+from fastcifar.inference.prediction import Guess, Prediction
 from fastcifar.recipes import get_recipe
 from fastcifar.results.metrics import Calibration, ClassScores, Confusion
 from fastcifar.results.records import Results, Scores

@@ -3,36 +3,18 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastcifar.data import cifar10
-from fastcifar.data.cifar10 import CLASSES, Images
-from fastcifar.data.folder import load_val_and_test
 from fastcifar.errors import FastcifarError
-from fastcifar.inference.pictures import find_pictures, load_picture
 from fastcifar.inference.weights import load_plain_weights
 from fastcifar.kernels.winograd import why_unavailable
 from fastcifar.recipes import get_recipe
-from fastcifar.results.metrics import (
-    NUM_LABEL_ERRORS,
-    Calibration,
-    ClassScores,
-    Confusion,
-    LabelError,
-    calibrate,
-    class_scores,
-    confusion_matrix,
-    rank_label_errors,
-    top_confusions,
-    wilson_interval,
-)
 from fastcifar.results.records import BEST_FILE
 from fastcifar.training.checkpoint import load_checkpoint
 from fastcifar.training.convolution import TORCH, use_convolution
 from fastcifar.training.device import is_bf16_fast, resolve_device
-from fastcifar.training.evaluate import EvalSet, compute_logits, loss_and_accuracy
+from fastcifar.training.evaluate import compute_logits
 from fastcifar.training.model import ResNet18
 from fastcifar.training.settings import Settings, parse_settings, resolve_settings
 
@@ -95,73 +77,6 @@ class Classifier:
         )
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """How well a model does on images it was not trained on.
-
-    Attributes:
-        checkpoint: the path of the model.
-        recipe: that it was trained by.
-        num_epochs: that it was trained for.
-        split: "val", "test" or "test10k".
-        num_images: that it was evaluated on.
-        augmented: whether they were augmented.
-        mirror_tta: whether each was classified together with its mirror image.
-        accuracy: the share of them that is classified correctly.
-        interval_95: the ends of the accuracy's 95% Wilson score interval.
-        loss: mean cross-entropy.
-        classes: the scores of each class.
-        confusions: the most frequent ones, at most ten.
-        calibration: how far its confidence is from its accuracy.
-        label_errors: the images, at most 40, whose label is least plausible; their numbers are positions in the
-            official test set.
-    """
-
-    checkpoint: str
-    recipe: str
-    num_epochs: int
-    split: str
-    num_images: int
-    augmented: bool
-    mirror_tta: bool
-    accuracy: float
-    interval_95: tuple[float, float]
-    loss: float
-    classes: tuple[ClassScores, ...]
-    confusions: tuple[Confusion, ...]
-    calibration: Calibration
-    label_errors: tuple[LabelError, ...]
-
-    def describe_images(self) -> str:
-        """How the images were shown to the model, in a few words."""
-        return "augmented" if self.augmented else "clean, mirror TTA" if self.mirror_tta else "clean"
-
-
-@dataclass(frozen=True)
-class Guess:
-    """A class that a picture may be of."""
-
-    class_name: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model takes a picture for.
-
-    Attributes:
-        path: of the picture.
-        top: its likeliest classes, likeliest first; none of a file that cannot be read.
-        error: why it cannot be read.
-        note: what was assumed about it.
-    """
-
-    path: str
-    top: tuple[Guess, ...]
-    error: str | None = None
-    note: str | None = None
-
-
 def load_classifier(
     path: Path, device: str = "auto", precision: str = "auto", convolution: str | None = None
 ) -> Classifier:
@@ -211,7 +126,7 @@ def _load(path: Path, device: str) -> Classifier:
         path /= BEST_FILE
     where = resolve_device(device)
     if (weights := load_plain_weights(path)) is not None:
-        return _classifier_of(path, weights, where)
+        return _from_plain_weights(path, weights, where)
     content = load_checkpoint(path)
     try:
         settings = parse_settings(content["settings"])
@@ -220,154 +135,44 @@ def _load(path: Path, device: str) -> Classifier:
         num_epochs = content["num_epochs"] if "num_epochs" in content else content["epoch"] + 1
     except (KeyError, TypeError, RuntimeError, FastcifarError) as error:
         raise FastcifarError(f"{path} does not hold a model of this version") from error
-    if where.type == "cpu":
-        torch.set_num_threads(settings.num_threads)  # the result's last bits depend on it
-    return Classifier(
-        path=path,
-        model=model.to(memory_format=torch.channels_last).to(where).eval(),
-        mean=torch.tensor(settings.recipe.mean, device=where),
-        std=torch.tensor(settings.recipe.std, device=where),
-        settings=settings,
-        num_epochs=int(num_epochs),
-        data_dir=Path(content["data_dir"]) if isinstance(content.get("data_dir"), str) else None,
-    )
+    data_dir = Path(content["data_dir"]) if isinstance(content.get("data_dir"), str) else None
+    return build_classifier(path, model, settings, where, num_epochs=int(num_epochs), data_dir=data_dir)
 
 
-def _classifier_of(path: Path, weights: dict[str, Tensor], where: torch.device) -> Classifier:
-    """A model of weights that come without settings."""
+def _from_plain_weights(path: Path, weights: dict[str, Tensor], where: torch.device) -> Classifier:
+    """A classifier of weights that come without settings."""
     model = ResNet18()
     model.load_state_dict(weights)
     half = (0.5, 0.5, 0.5)
     recipe = replace(get_recipe("sgd92"), name="plain-weights", mean=half, std=half)
+    settings = resolve_settings(recipe, global_batch_size=1, device=str(where))
+    note = f"{path} does not say how its images were normalised: mean 0.5 and deviation 0.5 are assumed"
+    return build_classifier(path, model, settings, where, num_epochs=0, notes=(note,))
+
+
+def build_classifier(
+    path: Path,
+    model: ResNet18,
+    settings: Settings,
+    device: torch.device,
+    *,
+    num_epochs: int,
+    data_dir: Path | None = None,
+    notes: tuple[str, ...] = (),
+) -> Classifier:
+    """Make a classifier of a model with its weights; the arguments are a `Classifier`'s attributes.
+
+    On a CPU the process goes on with the number of threads of the training: the last bits of logits depend on it.
+    """
+    if device.type == "cpu":
+        torch.set_num_threads(settings.num_threads)
     return Classifier(
         path=path,
-        model=model.to(memory_format=torch.channels_last).to(where).eval(),
-        mean=torch.tensor(half, device=where),
-        std=torch.tensor(half, device=where),
-        settings=resolve_settings(recipe, global_batch_size=1, device=str(where)),
-        num_epochs=0,
-        notes=(f"{path} does not say how its images were normalised: mean 0.5 and deviation 0.5 are assumed",),
+        model=model.to(memory_format=torch.channels_last).to(device).eval(),
+        mean=torch.tensor(settings.recipe.mean, device=device),
+        std=torch.tensor(settings.recipe.std, device=device),
+        settings=settings,
+        num_epochs=num_epochs,
+        data_dir=data_dir,
+        notes=notes,
     )
-
-
-def evaluate_split(
-    classifier: Classifier,
-    data_dir: Path,
-    split: str,
-    *,
-    augmented: bool = False,
-    mirror_tta: bool = False,
-    num_images: int | None = None,
-) -> Evaluation:
-    """Measure how well a model does on images it was not trained on.
-
-    Args:
-        classifier: the model.
-        data_dir: a folder that `prepare` filled.
-        split: "val", "test", or "test10k" for both together, the official test set.
-        augmented: on the augmented images of the run's seed, as `test_accuracy_augmented` in `results.json`.
-        mirror_tta: see `Classifier.logits`.
-        num_images: of val and of test, the fixed choice that `--eval-images` makes; None for all.
-
-    Raises:
-        FastcifarError: the data is damaged, or there is no such split or number of images.
-    """
-    if split not in ("val", "test", "test10k"):
-        raise FastcifarError(f"split must be val, test or test10k, not {split!r}")
-    if num_images is not None and not 1 <= num_images <= cifar10.SPEC.num_test // 2:
-        raise FastcifarError(f"num_images must be between 1 and {cifar10.SPEC.num_test // 2:,}, not {num_images:,}")
-    halves = dict(zip(("val", "test"), load_val_and_test(data_dir), strict=True))
-    chosen = list(halves.values()) if split == "test10k" else [halves[split]]
-    labels, logits, indices = [], [], []
-    for half in chosen:
-        images = EvalSet(half, num_images or len(half.labels), classifier.mean.device, classifier.settings.recipe)
-        coeffs = images.coeffs if augmented else None
-        logits.append(classifier.logits(images.images, coeffs=coeffs, mirror_tta=mirror_tta))
-        labels.append(images.labels.cpu())
-        indices.append(images.indices)
-    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
-    loss, accuracy = loss_and_accuracy(all_logits, all_labels)
-    counts = confusion_matrix(all_labels.numpy(), all_logits.argmax(1).numpy())
-    positions = (torch.cat(indices) - cifar10.SPEC.num_train).tolist()
-    errors = rank_label_errors(all_labels.numpy(), all_logits.numpy(), NUM_LABEL_ERRORS)
-    return Evaluation(
-        checkpoint=str(classifier.path),
-        recipe=classifier.settings.recipe.name,
-        num_epochs=classifier.num_epochs,
-        split=split,
-        num_images=len(all_labels),
-        augmented=augmented,
-        mirror_tta=mirror_tta,
-        accuracy=accuracy,
-        interval_95=wilson_interval(int(counts.trace()), len(all_labels)),
-        loss=loss,
-        classes=class_scores(counts),
-        confusions=top_confusions(counts, 10),
-        calibration=calibrate(all_labels.numpy(), all_logits.numpy()),
-        label_errors=tuple(replace(error, image=positions[error.image]) for error in errors),
-    )
-
-
-def load_label_errors(evaluation: Evaluation, data_dir: Path) -> Images:
-    """The images of an evaluation's label errors.
-
-    Args:
-        evaluation: from `evaluate_split`.
-        data_dir: a folder that `prepare` filled.
-
-    Returns:
-        `(N, 32, 32, 3)` uint8, in the order of `label_errors`.
-
-    Raises:
-        FastcifarError: the data is damaged.
-    """
-    halves = load_val_and_test(data_dir)
-    official = np.empty((cifar10.SPEC.num_test, *halves[0].images.shape[1:]), np.uint8)
-    for half in halves:
-        official[half.indices - cifar10.SPEC.num_train] = half.images
-    return official[np.array([error.image for error in evaluation.label_errors], np.intp)]
-
-
-def predict_pictures(
-    classifier: Classifier, paths: list[Path], num_classes: int = 3, *, recursive: bool = False
-) -> list[Prediction]:
-    """Find the likeliest classes of picture files.
-
-    Args:
-        classifier: the model.
-        paths: of pictures, or of folders of them.
-        num_classes: how many for each, likeliest first.
-        recursive: whether the folders' sub-folders are searched, too.
-
-    Returns:
-        One for each file, those that cannot be read included.
-
-    Raises:
-        FastcifarError: a folder holds no pictures, or cannot be read.
-    """
-    return classify_pictures(classifier, find_pictures(paths, recursive=recursive), num_classes)[0]
-
-
-def classify_pictures(
-    classifier: Classifier, files: list[Path], num_classes: int = 3
-) -> tuple[list[Prediction], list[Images]]:
-    """Do the same for files, each of which is read once; also returns the images of those that can be read."""
-    pictures, errors = {}, {}
-    for position, file in enumerate(files):
-        try:
-            pictures[position] = load_picture(file)
-        except FastcifarError as error:
-            errors[position] = str(error)
-    images = [picture.image for picture in pictures.values()]
-    top = {}
-    if images:
-        found = classifier.logits(torch.from_numpy(np.stack(images))).softmax(1).topk(num_classes)
-        for position, *row in zip(pictures, found.values.tolist(), found.indices.tolist(), strict=True):
-            top[position] = tuple(Guess(CLASSES[label], share) for share, label in zip(*row, strict=True))
-    predictions = [
-        Prediction(str(file), (), error=errors[position])
-        if position in errors
-        else Prediction(str(file), top[position], note=pictures[position].note or None)
-        for position, file in enumerate(files)
-    ]
-    return predictions, images

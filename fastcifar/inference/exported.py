@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastcifar.data.cifar10 import IMAGE_SIZE, NUM_CLASSES
 from fastcifar.errors import ArgumentError, FastcifarError
-from fastcifar.inference.classifier import Classifier
+from fastcifar.inference.classifier import Classifier, build_classifier
 from fastcifar.kernels.gather import gather_augmented
 from fastcifar.machine import check_installed
 from fastcifar.training.device import resolve_device
@@ -84,17 +84,7 @@ def load_safetensors(path: Path, device: str) -> Classifier:
         model.backbone.load_state_dict(weights)
     except RuntimeError as error:
         raise FastcifarError(f"{path} does not hold a model of this version") from error
-    where = resolve_device(device)
-    if where.type == "cpu":
-        torch.set_num_threads(settings.num_threads)
-    return Classifier(
-        path=path,
-        model=model.to(memory_format=torch.channels_last).to(where).eval(),
-        mean=torch.tensor(settings.recipe.mean, device=where),
-        std=torch.tensor(settings.recipe.std, device=where),
-        settings=settings,
-        num_epochs=num_epochs,
-    )
+    return build_classifier(path, model, settings, resolve_device(device), num_epochs=num_epochs)
 
 
 def load_onnx(path: Path, device: str) -> Classifier:

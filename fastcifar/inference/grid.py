@@ -25,7 +25,7 @@ from fastcifar.results.style import (
 )
 
 if TYPE_CHECKING:  # so that what cannot be drawn is refused before torch is imported
-    from fastcifar.inference.classifier import Guess, Prediction
+    from fastcifar.inference.prediction import Guess, Prediction
 
 _MAX_PICTURES = 40
 _PALE_BLUE = "#8FBBD9"

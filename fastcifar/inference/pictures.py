@@ -29,14 +29,18 @@ _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 281, 339
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture as the model gets it.
+    """A picture file as the model gets it.
 
     Attributes:
-        image: `(32, 32, 3)` uint8.
-        note: what was assumed about the file, in a line; empty where nothing was.
+        path: of the file.
+        image: `(32, 32, 3)` uint8; None if it cannot be read.
+        error: why it cannot be read, in a line.
+        note: what was assumed about it, in a line.
     """
 
-    image: Images
+    path: Path
+    image: Images | None
+    error: str = ""
     note: str = ""
 
 
@@ -78,6 +82,17 @@ def _pictures_in(folder: Path, *, recursive: bool) -> list[Path]:
     return found
 
 
+def read_pictures(paths: list[Path]) -> list[Picture]:
+    """Read picture files, each once. What is wrong with one is its `error`, and the others are read all the same."""
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(load_picture(path))
+        except FastcifarError as error:
+            pictures.append(Picture(path, None, error=str(error)))
+    return pictures
+
+
 def load_picture(path: Path) -> Picture:
     """Read a picture of any size and mode: turned upright, on white, its middle square scaled to 32x32.
 
@@ -101,7 +116,7 @@ def load_picture(path: Path) -> Picture:
                 ImageOps.exif_transpose(file, in_place=True)
             if file.mode in ("I", "F") or file.mode.startswith("I;16"):
                 return _scaled(path, file, content)
-            return Picture(np.asarray(_as_rgb(file)))
+            return Picture(path, np.asarray(_as_rgb(file)))
     except FastcifarError:
         raise
     except Image.DecompressionBombError as error:
@@ -144,7 +159,7 @@ def _scaled(path: Path, picture: Image.Image, content: IO[bytes]) -> Picture:
         values = integers.astype(np.float32)
     shrunk = np.asarray(_shrink(Image.fromarray(values)))
     grey = Image.fromarray(np.clip(shrunk * (255 / white), 0, 255).round().astype(np.uint8))
-    return Picture(np.asarray(grey.convert("RGB")), note)
+    return Picture(path, np.asarray(grey.convert("RGB")), note=note)
 
 
 def _white(path: Path, picture: Image.Image, content: IO[bytes], least: int, most: int) -> tuple[int, str]:

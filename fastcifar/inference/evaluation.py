@@ -1,0 +1,147 @@
+"""How well a model does on images it was not trained on."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fastcifar.data import cifar10
+from fastcifar.data.cifar10 import Images
+from fastcifar.data.folder import load_val_and_test
+from fastcifar.errors import FastcifarError
+from fastcifar.inference.classifier import Classifier
+from fastcifar.results.metrics import (
+    NUM_LABEL_ERRORS,
+    Calibration,
+    ClassScores,
+    Confusion,
+    LabelError,
+    calibrate,
+    class_scores,
+    confusion_matrix,
+    rank_label_errors,
+    top_confusions,
+    wilson_interval,
+)
+from fastcifar.training.evaluate import EvalSet, loss_and_accuracy
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How well a model does on images it was not trained on.
+
+    Attributes:
+        checkpoint: the path of the model.
+        recipe: that it was trained by.
+        num_epochs: that it was trained for.
+        split: "val", "test" or "test10k".
+        num_images: that it was evaluated on.
+        augmented: whether they were augmented.
+        mirror_tta: whether each was classified together with its mirror image.
+        accuracy: the share of them that is classified correctly.
+        interval_95: the ends of the accuracy's 95% Wilson score interval.
+        loss: mean cross-entropy.
+        classes: the scores of each class.
+        confusions: the most frequent ones, at most ten.
+        calibration: how far its confidence is from its accuracy.
+        label_errors: the images, at most 40, whose label is least plausible; their numbers are positions in the
+            official test set.
+    """
+
+    checkpoint: str
+    recipe: str
+    num_epochs: int
+    split: str
+    num_images: int
+    augmented: bool
+    mirror_tta: bool
+    accuracy: float
+    interval_95: tuple[float, float]
+    loss: float
+    classes: tuple[ClassScores, ...]
+    confusions: tuple[Confusion, ...]
+    calibration: Calibration
+    label_errors: tuple[LabelError, ...]
+
+    def describe_images(self) -> str:
+        """How the images were shown to the model, in a few words."""
+        return "augmented" if self.augmented else "clean, mirror TTA" if self.mirror_tta else "clean"
+
+
+def evaluate_split(
+    classifier: Classifier,
+    data_dir: Path,
+    split: str,
+    *,
+    augmented: bool = False,
+    mirror_tta: bool = False,
+    num_images: int | None = None,
+) -> Evaluation:
+    """Measure how well a model does on images it was not trained on.
+
+    Args:
+        classifier: the model.
+        data_dir: a folder that `prepare` filled.
+        split: "val", "test", or "test10k" for both together, the official test set.
+        augmented: on the augmented images of the run's seed, as `test_accuracy_augmented` in `results.json`.
+        mirror_tta: see `Classifier.logits`.
+        num_images: of val and of test, the fixed choice that `--eval-images` makes; None for all.
+
+    Raises:
+        FastcifarError: the data is damaged, or there is no such split or number of images.
+    """
+    if split not in ("val", "test", "test10k"):
+        raise FastcifarError(f"split must be val, test or test10k, not {split!r}")
+    if num_images is not None and not 1 <= num_images <= cifar10.SPEC.num_test // 2:
+        raise FastcifarError(f"num_images must be between 1 and {cifar10.SPEC.num_test // 2:,}, not {num_images:,}")
+    halves = dict(zip(("val", "test"), load_val_and_test(data_dir), strict=True))
+    chosen = list(halves.values()) if split == "test10k" else [halves[split]]
+    labels, logits, indices = [], [], []
+    for half in chosen:
+        images = EvalSet(half, num_images or len(half.labels), classifier.mean.device, classifier.settings.recipe)
+        coeffs = images.coeffs if augmented else None
+        logits.append(classifier.logits(images.images, coeffs=coeffs, mirror_tta=mirror_tta))
+        labels.append(images.labels.cpu())
+        indices.append(images.indices)
+    all_logits, all_labels = torch.cat(logits), torch.cat(labels)
+    loss, accuracy = loss_and_accuracy(all_logits, all_labels)
+    counts = confusion_matrix(all_labels.numpy(), all_logits.argmax(1).numpy())
+    positions = (torch.cat(indices) - cifar10.SPEC.num_train).tolist()
+    errors = rank_label_errors(all_labels.numpy(), all_logits.numpy(), NUM_LABEL_ERRORS)
+    return Evaluation(
+        checkpoint=str(classifier.path),
+        recipe=classifier.settings.recipe.name,
+        num_epochs=classifier.num_epochs,
+        split=split,
+        num_images=len(all_labels),
+        augmented=augmented,
+        mirror_tta=mirror_tta,
+        accuracy=accuracy,
+        interval_95=wilson_interval(int(counts.trace()), len(all_labels)),
+        loss=loss,
+        classes=class_scores(counts),
+        confusions=top_confusions(counts, 10),
+        calibration=calibrate(all_labels.numpy(), all_logits.numpy()),
+        label_errors=tuple(replace(error, image=positions[error.image]) for error in errors),
+    )
+
+
+def load_label_errors(evaluation: Evaluation, data_dir: Path) -> Images:
+    """The images of an evaluation's label errors.
+
+    Args:
+        evaluation: from `evaluate_split`.
+        data_dir: a folder that `prepare` filled.
+
+    Returns:
+        `(N, 32, 32, 3)` uint8, in the order of `label_errors`.
+
+    Raises:
+        FastcifarError: the data is damaged.
+    """
+    halves = load_val_and_test(data_dir)
+    official = np.empty((cifar10.SPEC.num_test, *halves[0].images.shape[1:]), np.uint8)
+    for half in halves:
+        official[half.indices - cifar10.SPEC.num_train] = half.images
+    return official[np.array([error.image for error in evaluation.label_errors], np.intp)]
