@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fastcifar.distributed import ALONE, LostPeerError, World
-from fastcifar.training import in_flight
+from fastcifar.training import evaluate, in_flight
 from fastcifar.training.cuda_graph import CudaGraphStep
+from fastcifar.training.evaluate import CompiledPass
 from fastcifar.training.in_flight import StepsInFlight
 
 
@@ -88,6 +90,25 @@ def test_several_steps_a_graph_with_a_remainder(
             step.step(num_steps - position)
         assert [what for what, _ in cuda.log] == [f"replay {size}" for size in expected]
         step.step(3)
+
+
+def test_evaluation_is_captured_where_it_warmed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    main = cuda.stream
+
+    def classify(model: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        cuda.run()
+        return torch.zeros(len(images), 10)
+
+    monkeypatch.setattr(evaluate, "_compiled", lambda: classify)
+    compiled, half = CompiledPass(torch.device("cuda")), torch.full((3,), 0.5)
+    for num_images in (2, 2, 1):
+        images = torch.zeros(num_images, 32, 32, 3, dtype=torch.uint8)
+        assert compiled(nn.Identity(), images, half, half).shape == (num_images, 10)
+    (side,) = {where for _, where in cuda.log[:4]}
+    assert side != main
+    what = [("run", side)] * 3 + [("capture", side), ("replay 1", main), ("replay 1", main), ("run", main)]
+    assert cuda.log == what
 
 
 class FakeEvent:

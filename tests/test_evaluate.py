@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -6,7 +7,8 @@ from torch import Tensor, nn
 
 from fastcifar.kernels.gather import normalise
 from fastcifar.pipeline.augment import affine_coeffs, crop_flip_rotate, sample_augmentation
-from fastcifar.training.evaluate import compute_logits, loss_and_accuracy
+from fastcifar.training import evaluate
+from fastcifar.training.evaluate import CompiledPass, compute_logits, loss_and_accuracy
 from fastcifar.training.model import build_model
 
 HALF = torch.full((3,), 0.5)
@@ -55,11 +57,68 @@ def test_compiled_logits_equal_eager_ones(device: str) -> None:
     for seed in (0, 1):
         model = build_model(seed).to(device)
         eager, compiled = (
-            compute_logits(model, images, mean=half, std=half, precision="fp32", coeffs=coeffs, compile=compile)
-            for compile in (False, True)  # noqa: A001
+            compute_logits(model, images, mean=half, std=half, precision="fp32", coeffs=coeffs, compiled=compiled)
+            for compiled in (None, CompiledPass(images.device))
         )
         torch.testing.assert_close(compiled, eager, rtol=5e-3, atol=5e-3)  # CUDA's convolutions may use TF32
         assert eager.std() > 0.01
+
+
+class FakeGraph:
+    """Runs what it was given, as a CUDA graph does: on the tensors that were there at the capture."""
+
+    num_captured = 0
+    failure: RuntimeError | None = None
+
+    def __init__(self, run: Callable[[], None]) -> None:
+        if self.failure is not None:
+            raise self.failure
+        FakeGraph.num_captured += 1
+        self._run = run
+
+    def step(self, num_left: int) -> None:
+        assert num_left == 1
+        self._run()
+
+
+@pytest.fixture
+def captured_pass(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompiledPass]:
+    """As on CUDA, with nothing compiled."""
+    monkeypatch.setattr(evaluate, "CudaGraphStep", FakeGraph)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setattr(FakeGraph, "num_captured", 0)
+    evaluate._compiled.cache_clear()
+    yield CompiledPass(torch.device("cuda"))
+    evaluate._compiled.cache_clear()
+
+
+def test_a_captured_pass_counts_every_image_once(captured_pass: CompiledPass) -> None:
+    """Full batches, and one that is filled up, of several splits, by one graph; another size goes past it."""
+    linear = nn.Linear(3072, 10)
+    model = nn.Sequential(nn.Flatten(), linear).eval()
+    for num_images in (1001, 700, 30):
+        images = torch.randint(0, 256, (num_images, 32, 32, 3), dtype=torch.uint8)
+        nn.init.normal_(linear.weight)  # in place, as training does
+        found = compute_logits(model, images, mean=HALF, std=HALF, precision="fp32", compiled=captured_pass)
+        expected = compute_logits(model, images, mean=HALF, std=HALF, precision="fp32")
+        assert torch.equal(found, expected)
+    assert FakeGraph.num_captured == 1
+    assert captured_pass.capture_failure is None
+
+
+def test_a_pass_that_cannot_be_captured_is_compiled(
+    captured_pass: CompiledPass, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FakeGraph, "failure", RuntimeError("operation not permitted\nwhen stream is capturing"))
+    images = torch.randint(0, 256, (20, 32, 32, 3), dtype=torch.uint8)
+    logits = compute_logits(Recorder(), images, mean=HALF, std=HALF, precision="fp32", compiled=captured_pass)
+    assert torch.equal(logits, logits_of(images))
+    assert captured_pass.capture_failure == "operation not permitted when stream is capturing"
+    monkeypatch.setattr(FakeGraph, "failure", torch.OutOfMemoryError("CUDA out of memory"))
+    with pytest.raises(torch.OutOfMemoryError):
+        compute_logits(
+            Recorder(), images, mean=HALF, std=HALF, precision="fp32", compiled=CompiledPass(torch.device("cuda"))
+        )
 
 
 def test_loss_and_accuracy() -> None:

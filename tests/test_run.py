@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from fastcifar.pipeline.augment import choose_subset
 from fastcifar.pipeline.loader import EpochPlanner, Loader
 from fastcifar.results import charts
 from fastcifar.results.charts import write_charts
-from fastcifar.results.records import EpochMetrics, as_plain, read_metrics, read_predictions, read_results
+from fastcifar.results.records import EpochMetrics, as_plain, read_config, read_metrics, read_predictions, read_results
 from fastcifar.results.run_dir import new_run_dir
+from fastcifar.training import evaluate
+from fastcifar.training import trainer as trainer_module
 from fastcifar.training.callbacks import Callback
 from fastcifar.training.checkpoint import load_checkpoint
 from fastcifar.training.run import Run, resume_training
@@ -342,6 +345,39 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_elsewhere(tiny_data: Path, 
     finally:
         subprocess.run(["umount", small], check=True)
     assert resume_training(tmp_path / "run", None, Listener())[1].last.epoch == 2
+
+
+@pytest.mark.parametrize("failure", [None, "operation not permitted when stream is capturing"])
+def test_a_run_says_whether_its_step_was_captured(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str | None
+) -> None:
+    class Graph:
+        def __init__(self, run: Callable[[], None], steps_per_graph: int) -> None:
+            if failure is not None:
+                raise RuntimeError(failure)
+            self.run = run
+
+        def begin_epoch(self) -> None: ...
+
+        def step(self, num_left: int) -> None:
+            self.run()
+
+    def warm_up(trainer: Trainer, loader: Loader) -> None:
+        trainer._captures = True
+        warm_up_on_a_cpu(trainer, loader)
+
+    warm_up_on_a_cpu = Trainer.warm_up
+    monkeypatch.setattr(Trainer, "warm_up", warm_up)
+    monkeypatch.setattr(trainer_module, "CudaGraphStep", Graph)
+    monkeypatch.setattr(evaluate, "_compiled", lambda: evaluate._classify)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    out, listener = tmp_path / "run", Listener()
+    run(tiny_data, out, listener, compile=True, epochs=1)
+    environment = read_config(out).environment
+    assert environment["captured"] is (failure is None)
+    assert environment.get("capture_failure") == failure
+    said = [f"the step is compiled, but not captured as a CUDA graph ({failure})"] if failure else []
+    assert [message for message in listener.messages if "captured" in message] == said
 
 
 def test_a_failing_compiler_is_one_line(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

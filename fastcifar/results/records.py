@@ -126,7 +126,7 @@ class Resumption:
     Attributes:
         num_epochs: that it had.
         begun: when it went on.
-        environment: as `machine.describe_environment` gives it, and whether the step was `captured`.
+        environment: as `machine.describe_environment` gives it, and whether the step was `captured`, or why not.
     """
 
     num_epochs: int
@@ -148,7 +148,7 @@ class RunConfig:
         settings: all settings by name, those above included.
         published_accuracy: what the recipe's authors report, 0..1.
         begun: when.
-        environment: as `machine.describe_environment` gives it, and whether the step was `captured`.
+        environment: as `machine.describe_environment` gives it, and whether the step was `captured`, or why not.
         resumed: where the run went on after it was stopped, in order.
     """
 
@@ -251,7 +251,12 @@ def as_plain(record: Any) -> dict[str, Any]:
 
 
 def write_config(
-    run_dir: Path, settings: dict[str, Any], *, captured: bool = False, resumed_at: int | None = None
+    run_dir: Path,
+    settings: dict[str, Any],
+    *,
+    captured: bool = False,
+    capture_failure: str | None = None,
+    resumed_at: int | None = None,
 ) -> None:
     """Write `config.json`: all resolved settings, and the machine and versions they ran on.
 
@@ -259,10 +264,14 @@ def write_config(
         run_dir: the run's.
         settings: as `Settings.as_config` gives them.
         captured: whether the step is a CUDA graph here; it stands in the environment, for it is no setting.
+        capture_failure: why it could not become one; None where it did or nobody tried.
         resumed_at: for a run that goes on, the number of epochs it had; its environments are kept side by side.
     """
     now = datetime.datetime.now().astimezone().replace(microsecond=0)
-    here = {"begun": now.isoformat(), "environment": describe_environment() | {"captured": captured}}
+    environment = describe_environment() | {"captured": captured}
+    if capture_failure is not None:
+        environment["capture_failure"] = capture_failure
+    here = {"begun": now.isoformat(), "environment": environment}
     content: dict[str, Any] = {**settings, **here}
     if resumed_at is not None:
         with contextlib.suppress(FastcifarError):  # a run that was killed early has none yet

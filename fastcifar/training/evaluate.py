@@ -10,9 +10,11 @@ from torch.nn import functional
 from fastcifar.data.cifar10 import NUM_CLASSES
 from fastcifar.data.folder import Split
 from fastcifar.distributed import ALONE, World
+from fastcifar.errors import reason
 from fastcifar.kernels.gather import gather_augmented, normalise
 from fastcifar.pipeline.augment import affine_coeffs, choose_subset, sample_augmentation
 from fastcifar.recipes import Recipe
+from fastcifar.training.cuda_graph import CudaGraphStep
 
 # Both divide 5,000; a batch that is not full is filled up, so one shape serves all.
 _MAX_BATCH_SIZE = 500
@@ -47,16 +49,55 @@ class EvalSet:
         self.coeffs = affine_coeffs(params).to(device)
 
 
+def _classify(model: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Logits of one batch."""
+    logits: Tensor = model(normalise(images, mean, std))
+    return logits.float()
+
+
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
     """`_classify` as torch.compile builds it: once for all models, on its first call."""
     return torch.compile(_classify, dynamic=False)
 
 
-def _classify(model: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Logits of one batch."""
-    logits: Tensor = model(normalise(images, mean, std))
-    return logits.float()
+class CompiledPass:
+    """A model's pass over a batch, by torch.compile; on CUDA captured as a CUDA graph, for batches of the first's size.
+
+    Args:
+        device: the model's.
+
+    Attributes:
+        capture_failure: why it could not be captured, or None.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._captures = device.type == "cuda"
+        self._graph: CudaGraphStep | None = None
+        self.capture_failure: str | None = None
+
+    def __call__(self, model: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+        """Logits of one batch, which the next call overwrites; always of the same model, whose weights may change."""
+        if self._captures:
+            self._captures = False
+            self._capture(model, images.clone(), mean, std)
+        if self._graph is None or images.shape != self._images.shape:
+            return _compiled()(model, images, mean, std)
+        self._images.copy_(images)
+        self._graph.step(1)
+        return self._logits
+
+    def _capture(self, model: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> None:
+        def run() -> None:
+            self._logits = _compiled()(model, images, mean, std)
+
+        self._images = images
+        try:
+            self._graph = CudaGraphStep(run)
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            self.capture_failure = reason(error)
 
 
 @torch.inference_mode()
@@ -68,7 +109,7 @@ def compute_logits(
     std: Tensor,
     precision: str,
     coeffs: Tensor | None = None,
-    compile: bool = False,  # noqa: A002
+    compiled: CompiledPass | None = None,
     world: World = ALONE,
 ) -> Tensor:
     """Classify every image exactly once.
@@ -82,13 +123,13 @@ def compute_logits(
         std: `(3,)` float32.
         precision: "bf16" for autocast, or "fp32".
         coeffs: `(N, 9)` int32 from `augment.affine_coeffs` to augment the images; None for clean ones.
-        compile: whether torch.compile builds the pass, which is worth it where many are made.
+        compiled: of this model, to make the pass with, which is worth it where many are made; None for plain torch.
         world: whose ranks all call this, with the same arguments.
 
     Returns:
         `(N, 10)` float32 logits on the model's device, on every rank.
     """
-    classify = _compiled() if compile else _classify
+    classify = _classify if compiled is None else compiled
     was_training = model.training
     model.eval()
     size = min(_MAX_CUDA_BATCH_SIZE if images.is_cuda else _MAX_BATCH_SIZE, len(images))

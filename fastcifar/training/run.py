@@ -33,7 +33,7 @@ from fastcifar.training.callbacks import Callback
 from fastcifar.training.checkpoint import BestEpoch, Checkpointer, LastCheckpoint, read_last
 from fastcifar.training.convolution import TORCH
 from fastcifar.training.device import configured_device, is_out_of_memory
-from fastcifar.training.evaluate import EvalSet, compute_logits, loss_and_accuracy
+from fastcifar.training.evaluate import CompiledPass, EvalSet, compute_logits, loss_and_accuracy
 from fastcifar.training.settings import Settings, restore_settings
 from fastcifar.training.signals import StopSignals
 from fastcifar.training.trainer import Trainer
@@ -187,6 +187,7 @@ class Run:
             sync_bn=settings.sync_bn,
             convolution=settings.convolution,
         )
+        self._compiled_pass = CompiledPass(device) if settings.compile else None
 
     def train(self, run_dir: Path, checkpoint: LastCheckpoint | None) -> Results:
         """Train the epochs that are left, then test.
@@ -207,10 +208,11 @@ class Run:
         if self.settings.compile:
             self.callback.on_message("compiling the step and the evaluation (about a minute, less when it is cached)")
             self.callback.on_message(f"compiled in {self.compile():.0f} s")
-            if self.trainer.capture_failure is not None:
-                self.callback.on_message(
-                    f"the step is compiled, but not captured as a CUDA graph ({self.trainer.capture_failure})"
-                )
+            for what, compiled in (("step", self.trainer), ("evaluation", self._compiled_pass)):
+                if compiled is not None and compiled.capture_failure is not None:
+                    self.callback.on_message(
+                        f"the {what} is compiled, but not captured as a CUDA graph ({compiled.capture_failure})"
+                    )
         self.callback.on_train_begin(
             recipe.epochs, self.loader.num_steps, recipe.global_batch_size, tuple(checkpointer.metrics)
         )
@@ -219,7 +221,11 @@ class Run:
                 if self.world.is_main:
                     resumed_at = None if checkpoint is None else first_epoch
                     write_config(
-                        run_dir, self.settings.as_config(), captured=self.trainer.is_captured, resumed_at=resumed_at
+                        run_dir,
+                        self.settings.as_config(),
+                        captured=self.trainer.is_captured,
+                        capture_failure=self.trainer.capture_failure,
+                        resumed_at=resumed_at,
                     )
                 for epoch in range(first_epoch, recipe.epochs):
                     metrics = self._train_epoch(epoch, checkpointer, signals)
@@ -322,7 +328,7 @@ class Run:
             std=trainer.std,
             precision=trainer.precision,
             coeffs=images.coeffs if augmented else None,
-            compile=self.settings.compile,
+            compiled=self._compiled_pass,
             world=self.world,
         )
 

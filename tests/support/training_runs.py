@@ -34,7 +34,11 @@ class Listener(Callback):
     def __init__(self) -> None:
         self.epochs: list[EpochMetrics] = []
         self.steps: list[tuple[int, int]] = []
+        self.messages: list[str] = []
         self.stop_at: tuple[int, int] | None = None
+
+    def on_message(self, message: str) -> None:
+        self.messages.append(message)
 
     def on_train_begin(
         self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[EpochMetrics]
