@@ -7,11 +7,13 @@ import pytest
 import torch
 from support import containers
 from support.tiny_world import tiny_world
+from support.training_runs import interrupt, run
 
 from fastcifar.data.containers import Dataset
 from fastcifar.data.download import load_source
 from fastcifar.data.prepare import prepare_data
 from fastcifar.errors import FastcifarError
+from fastcifar.results.records import Results
 
 # Workers share the CPUs: threads that wait for others on the same core take many times longer.
 NUM_THREADS = max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
@@ -38,6 +40,34 @@ def tiny_data(tiny_template: Path, tmp_path: Path) -> Iterator[Path]:
     """A data folder of the tiny dataset, in a tiny world for the test's duration."""
     with tiny_world():
         yield Path(shutil.copytree(tiny_template, tmp_path / "data"))
+
+
+@pytest.fixture(scope="session")
+def finished_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    with tiny_world():
+        return run_dir, run(tiny_template, run_dir, precision="bf16")
+
+
+@pytest.fixture
+def finished_run(finished_template: tuple[Path, Results], tiny_data: Path, tmp_path: Path) -> tuple[Path, Results]:
+    """A copy of a finished run of `adam89` in bf16, three epochs, and its results; beside the data in a tiny world."""
+    template, results = finished_template
+    return Path(shutil.copytree(template, tmp_path / "run")), results
+
+
+@pytest.fixture(scope="session")
+def stopped_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("stopped") / "run"
+    with tiny_world():
+        interrupt(tiny_template, run_dir, (1, 1))
+    return run_dir
+
+
+@pytest.fixture
+def stopped_run(stopped_template: Path, tiny_data: Path, tmp_path: Path) -> Path:
+    """A copy of a run of `adam89` in fp32 that was stopped in its second epoch of three; beside the data likewise."""
+    return Path(shutil.copytree(stopped_template, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -12,11 +12,9 @@ import torch
 from PIL import Image
 from support.command_line import call
 from support.containers import TEST_IMAGES, TEST_LABELS
-from support.tiny_world import tiny_world
-from support.training_runs import Listener, run
 
 from fastcifar.data import cifar10
-from fastcifar.errors import FastcifarError, Interrupted
+from fastcifar.errors import FastcifarError
 from fastcifar.inference import classifier as classifier_module
 from fastcifar.inference.classifier import Classifier, load_classifier
 from fastcifar.inference.evaluation import evaluate_split, load_label_errors
@@ -27,20 +25,10 @@ from fastcifar.results.run_dir import interrupted_run_dir, list_runs
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 
 
-@pytest.fixture(scope="module")
-def trained_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
-    run_dir = tmp_path_factory.mktemp("trained") / "run"
-    with tiny_world():
-        return run_dir, run(tiny_template, run_dir, precision="bf16", epochs=2)
-
-
 @pytest.fixture
-def trained(
-    trained_template: tuple[Path, Results], tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Path, Results]:
-    template, results = trained_template
+def trained(finished_run: tuple[Path, Results], monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Results]:
     monkeypatch.setattr(classifier_module, "is_bf16_fast", lambda _: True)  # so that its own precision is taken
-    return Path(shutil.copytree(template, tmp_path / "run")), results
+    return finished_run
 
 
 def test_evaluation_gives_the_figures_of_the_run(tiny_data: Path, trained: tuple[Path, Results]) -> None:
@@ -314,7 +302,11 @@ def test_weights_of_other_networks(trained: tuple[Path, dict[str, Any]], tmp_pat
 
 
 def test_runs_are_listed(
-    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    finished_template: tuple[Path, Results],
+    stopped_template: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, err = call(monkeypatch, capsys, "runs")
@@ -322,20 +314,16 @@ def test_runs_are_listed(
     folder = tmp_path / "runs"
     (folder / "other").mkdir(parents=True)
     assert call(monkeypatch, capsys, "runs") == (0, "runs holds no runs\n", "")
-    results = run(tiny_data, folder / "first", epochs=1)
-    listener = Listener()
-    listener.stop_at = (1, 0)
-    with pytest.raises(Interrupted):
-        run(tiny_data, folder / "part", listener)
-    capsys.readouterr()
+    shutil.copytree(finished_template[0], folder / "first")
+    shutil.copytree(stopped_template, folder / "part")
     (folder / "bad").mkdir()
     for name in ("config.json", "metrics.jsonl"):
         (folder / "bad" / name).write_text("x")
     found = {summary.path.name: summary for summary in list_runs(folder)}
     assert list(found) == ["part", "first", "bad"]
     states = {name: (summary.state, summary.num_epochs, summary.epochs) for name, summary in found.items()}
-    assert states == {"part": ("stopped", 1, 3), "first": ("finished", 1, 1), "bad": ("damaged", 0, 0)}
-    assert found["first"].test_accuracy == results.best.test_accuracy
+    assert states == {"part": ("stopped", 1, 3), "first": ("finished", 3, 3), "bad": ("damaged", 0, 0)}
+    assert found["first"].test_accuracy == finished_template[1].best.test_accuracy
     with interrupted_run_dir(folder / "part"):
         assert list_runs(folder / "part")[0].state == "running"
     code, out, err = call(monkeypatch, capsys, "runs")

@@ -16,11 +16,10 @@ from support import containers
 from support.command_line import ENVIRONMENT, PROGRAMS, TRAIN, call
 from support.figure_parts import build_metrics, build_results, write_run
 from support.published import MyResnet
-from support.training_runs import Listener, run
+from support.training_runs import interrupt
 
 from fastcifar import cli
 from fastcifar.data.folder import load_val_and_test
-from fastcifar.errors import Interrupted
 from fastcifar.training.checkpoint import load_checkpoint
 from fastcifar.training.device import is_bf16_fast
 from fastcifar.training.evaluate import compute_logits, loss_and_accuracy
@@ -295,10 +294,7 @@ def test_resume_goes_on_with_the_runs_own_settings(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    listener = Listener()
-    listener.stop_at = (1, 1)
-    with pytest.raises(Interrupted):
-        run(tiny_data, tmp_path / "run", listener)
+    interrupt(tiny_data, tmp_path / "run", (1, 1))
     capsys.readouterr()
     code, _, err = call(monkeypatch, capsys, "train", "--resume", "run", "--epochs", "9")
     assert (code, err) == (2, "Error: --resume goes on with the run's own settings: leave out --epochs\n")

@@ -4,28 +4,19 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.command_line import PROGRAMS, PYTHONPATH
-from support.tiny_world import tiny_world
-from support.training_runs import Listener, assert_same_run, run, tiny_settings
+from support.training_runs import Listener, assert_same_run, interrupt, run, tiny_settings
 
 from fastcifar.errors import FastcifarError, Interrupted
-from fastcifar.results.records import read_results
+from fastcifar.results.records import Results, read_results
 from fastcifar.results.run_dir import interrupted_run_dir
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 from fastcifar.training.run import resume_training
-
-
-def interrupt(data: Path, out: Path, at: tuple[int, int], **choices: Any) -> None:
-    listener = Listener()
-    listener.stop_at = at
-    with pytest.raises(Interrupted):
-        run(data, out, listener, **choices)
 
 
 @pytest.mark.parametrize("choices", [{"precision": "bf16", "num_train_images": 16}, {"loader": "streamed"}])
@@ -44,18 +35,19 @@ def test_a_resumed_run_equals_the_one_never_stopped(tiny_data: Path, tmp_path: P
     assert [part["num_epochs"] for part in config["resumed"]] == [1]
 
 
-def test_a_run_can_be_stopped_again_and_its_time_adds_up(tiny_data: Path, tmp_path: Path) -> None:
-    run(tiny_data, tmp_path / "whole")
-    out, listener = tmp_path / "run", Listener()
-    interrupt(tiny_data, out, (0, 2))
+def test_a_run_can_be_stopped_again_and_its_time_adds_up(
+    finished_run: tuple[Path, Results], tiny_template: Path, tmp_path: Path
+) -> None:
+    out, listener = tmp_path / "again", Listener()
+    interrupt(tiny_template, out, (0, 2), precision="bf16")
     listener.stop_at = (2, 4)
     with pytest.raises(Interrupted, match="2 finished epochs are saved"):
-        resume_training(out, tiny_data, listener)
+        resume_training(out, tiny_template, listener)
     assert listener.steps[0] == (0, 0)
     before = load_checkpoint(out / "last.pt")["seconds"]
-    _, results = resume_training(out, tiny_data, Listener())
+    _, results = resume_training(out, tiny_template, Listener())
     assert results.seconds > before > 0
-    assert_same_run(out, tmp_path / "whole")
+    assert_same_run(out, finished_run[0])
 
 
 def kill(data: Path, work_dir: Path, *arguments: str) -> list[str]:
@@ -82,20 +74,6 @@ def test_killed_at_every_file(tiny_data: Path, tmp_path: Path) -> None:
 def test_killed_at_random_moments(tiny_data: Path, tmp_path: Path) -> None:
     lines = kill(tiny_data, tmp_path, "time", "50")
     assert sum("(-9)" in line for line in lines) > 15  # others may be faster than the one that was timed
-
-
-@pytest.fixture(scope="module")
-def stopped_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run_dir = tmp_path_factory.mktemp("stopped") / "run"
-    with tiny_world():
-        interrupt(tiny_template, run_dir, (1, 1))
-    return run_dir
-
-
-@pytest.fixture
-def stopped(stopped_template: Path, tmp_path: Path) -> Iterator[Path]:
-    with tiny_world():
-        yield Path(shutil.copytree(stopped_template, tmp_path / "run"))
 
 
 def edit(run_dir: Path, **changes: Any) -> None:
@@ -153,24 +131,24 @@ REFUSALS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_cannot_go_on_is_refused(stopped: Path, name: str) -> None:
+def test_what_cannot_go_on_is_refused(stopped_run: Path, name: str) -> None:
     change, message = REFUSALS[name]
-    change(stopped)
+    change(stopped_run)
     with pytest.raises(FastcifarError) as caught:
-        resume_training(stopped, None, Listener())
-    assert str(stopped) in str(caught.value)
+        resume_training(stopped_run, None, Listener())
+    assert str(stopped_run) in str(caught.value)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_run_that_is_still_going_is_refused(stopped: Path) -> None:
-    with interrupted_run_dir(stopped), pytest.raises(FastcifarError, match="is still being trained by another"):
-        resume_training(stopped, None, Listener())
+def test_a_run_that_is_still_going_is_refused(stopped_run: Path) -> None:
+    with interrupted_run_dir(stopped_run), pytest.raises(FastcifarError, match="is still being trained by another"):
+        resume_training(stopped_run, None, Listener())
 
 
-def test_a_signal_in_a_resumed_run_names_the_way_on(stopped: Path) -> None:
+def test_a_signal_in_a_resumed_run_names_the_way_on(stopped_run: Path) -> None:
     listener = Listener()
     listener.stop_at = (1, 0)
-    with pytest.raises(Interrupted, match=rf"1 finished epochs .* `fastcifar train --resume {stopped}`") as caught:
-        resume_training(stopped, None, listener)
+    with pytest.raises(Interrupted, match=rf"1 finished epochs .* `fastcifar train --resume {stopped_run}`") as caught:
+        resume_training(stopped_run, None, listener)
     assert caught.value.signal_number == signal.SIGINT

@@ -29,7 +29,15 @@ from fastcifar.pipeline.augment import choose_subset
 from fastcifar.pipeline.loader import EpochPlanner, Loader
 from fastcifar.results import charts
 from fastcifar.results.charts import write_charts
-from fastcifar.results.records import EpochMetrics, as_plain, read_config, read_metrics, read_predictions, read_results
+from fastcifar.results.records import (
+    EpochMetrics,
+    Results,
+    as_plain,
+    read_config,
+    read_metrics,
+    read_predictions,
+    read_results,
+)
 from fastcifar.results.run_dir import new_run_dir
 from fastcifar.training import evaluate
 from fastcifar.training import trainer as trainer_module
@@ -240,9 +248,8 @@ def test_a_loss_that_is_no_number_stops_the_run(
     assert all(value.isfinite().all() for value in last["model"].values())
 
 
-def test_an_existing_run_is_never_overwritten(tiny_data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    run(tiny_data, out, epochs=1)
+def test_an_existing_run_is_never_overwritten(finished_run: tuple[Path, Results], tiny_data: Path) -> None:
+    out, _ = finished_run
     with pytest.raises(FastcifarError, match=rf"{out} is not empty: give a new directory with --out$"):
         run(tiny_data, out)
     (out / "results.json").unlink()

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from fastcifar.errors import Interrupted
 from fastcifar.recipes import get_recipe
 from fastcifar.results.records import (
     BEST_FILE,
@@ -63,6 +65,14 @@ def run(data: Path, out: Path, listener: Listener | None = None, **choices: Any)
     run_dir, results = train_model(tiny_settings(**choices), data, out, listener or Listener())
     assert run_dir == out
     return results
+
+
+def interrupt(data: Path, out: Path, at: tuple[int, int], **choices: Any) -> None:
+    """Train as `run` does, up to Ctrl-C at a step of an epoch."""
+    listener = Listener()
+    listener.stop_at = at
+    with pytest.raises(Interrupted):
+        run(data, out, listener, **choices)
 
 
 def without_timings(content: Any) -> Any:
