@@ -52,16 +52,20 @@ def test_geometry_augments() -> None:
     "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
 )
 def test_compiled_logits_equal_eager_ones(device: str) -> None:
+    """Within TF32's rounding of factors, 2**-11 at most, in 20 layers; a captured pass sees weights change."""
     images = torch.randint(0, 256, (30, 32, 32, 3), dtype=torch.uint8, device=device)
     coeffs, half = affine_coeffs(sample_augmentation(42, 0, torch.arange(30, device=device))), HALF.to(device)
+    model = build_model(0).to(device)
+    compiled_pass = CompiledPass(images.device)
     for seed in (0, 1):
-        model = build_model(seed).to(device)
+        model.load_state_dict(build_model(seed).state_dict())
         eager, compiled = (
             compute_logits(model, images, mean=half, std=half, precision="fp32", coeffs=coeffs, compiled=compiled)
-            for compiled in (None, CompiledPass(images.device))
+            for compiled in (None, compiled_pass)
         )
-        torch.testing.assert_close(compiled, eager, rtol=5e-3, atol=5e-3)  # CUDA's convolutions may use TF32
+        torch.testing.assert_close(compiled, eager, rtol=1e-2, atol=1e-2)
         assert eager.std() > 0.01
+    assert compiled_pass.capture_failure is None
 
 
 class FakeGraph:
