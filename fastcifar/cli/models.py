@@ -1,0 +1,187 @@
+"""Commands that use a trained model."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from fastcifar.cli.options import PATH, inference_options
+from fastcifar.errors import ArgumentError, one_line
+
+
+@click.command(short_help="Accuracy of a trained model.")
+@click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=PATH)
+@click.option(
+    "--split",
+    type=click.Choice(["val", "test", "test10k"]),
+    default="test",
+    show_default=True,
+    help="test10k is val and test together, the official test set.",
+)
+@click.option("--augmented", is_flag=True, help="On augmented images, as the published accuracies very likely are.")
+@click.option("--tta", is_flag=True, help="Mean of each image and its mirror image (test-time augmentation).")
+@click.option("--images", "num_images", type=click.IntRange(1, 5000), help="Of each half, as --eval-images chooses.")
+@click.option("--data", "data_dir", type=PATH, help="Prepared data.  [default: data, or what the run was trained on]")
+@inference_options
+@click.option(
+    "--calibration",
+    type=PATH,
+    metavar="OUT.png|OUT.svg",
+    help="Draw the reliability diagram: accuracy over confidence.",
+)
+@click.option(
+    "--label-errors",
+    type=PATH,
+    metavar="OUT.png|OUT.svg",
+    help="Draw the images whose label is least plausible.",
+)
+def evaluate(
+    checkpoint: Path,
+    split: str,
+    augmented: bool,
+    tta: bool,
+    num_images: int | None,
+    data_dir: Path | None,
+    device: str,
+    precision: str,
+    as_json: bool,
+    calibration: Path | None,
+    label_errors: Path | None,
+) -> None:
+    """Measure a trained model: accuracy with its 95% interval, calibration, scores of each class, what it confuses.
+
+    A run directory stands for its best.pt.
+    """
+    if augmented and tta:
+        raise click.UsageError("--augmented and --tta exclude each other")
+    if calibration is not None or label_errors is not None:
+        from fastcifar.results.calibration import draw_calibration
+        from fastcifar.results.label_errors import draw_label_errors
+        from fastcifar.results.style import check_picture, write_picture
+
+        for name, path in (("calibration", calibration), ("label_errors", label_errors)):
+            if path is not None:
+                check_picture(path, name)
+    from fastcifar.inference.classifier import load_classifier
+    from fastcifar.inference.evaluation import evaluate_split, load_label_errors
+    from fastcifar.results.records import as_plain
+    from fastcifar.terminal import show_evaluation
+
+    classifier = load_classifier(checkpoint, device, precision)
+    if data_dir is None:
+        data_dir, note = _find_data(classifier.data_dir)
+        _show_notes([note] if note else [])
+    _show_notes(classifier.notes)
+    evaluation = evaluate_split(classifier, data_dir, split, augmented=augmented, mirror_tta=tta, num_images=num_images)
+    title = f"{classifier.describe()}, on {evaluation.num_images:,} images of {split}, {evaluation.describe_images()}"
+    if calibration is not None:
+        write_picture(calibration, draw_calibration(evaluation.calibration, title=title))
+    if label_errors is not None:
+        doubtful = load_label_errors(evaluation, data_dir)
+        write_picture(label_errors, draw_label_errors(doubtful, evaluation.label_errors, title=title))
+    if as_json:
+        click.echo(json.dumps(as_plain(evaluation), indent=2))
+    else:
+        show_evaluation(evaluation)
+
+
+def _find_data(recorded: Path | None) -> tuple[Path, str]:
+    """The data to evaluate on where --data names none, and a line on it where it is not the usual folder."""
+    from fastcifar.data.folder import is_prepared
+
+    usual = Path("data")
+    if recorded is None or is_prepared(usual):
+        return usual, ""
+    if is_prepared(recorded):
+        return recorded, f"on {recorded}, the data of its run; --data names another folder"
+    raise ArgumentError(
+        "data_dir", f"is needed: neither {usual.absolute()} nor {recorded}, where its run had it, has data"
+    )
+
+
+def _show_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        click.echo(f"note: {one_line(note)}", err=True)
+
+
+@click.command(short_help="What a trained model sees in pictures.")
+@click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=PATH)
+@click.argument("pictures", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=PATH)
+@inference_options
+@click.option(
+    "--picture",
+    type=PATH,
+    metavar="OUT.png|OUT.svg",
+    help="Draw them, too: each picture beside its probabilities.",
+)
+@click.option("--recursive", "-r", is_flag=True, help="Search the folders' sub-folders, too.")
+def predict(
+    checkpoint: Path,
+    pictures: tuple[Path, ...],
+    device: str,
+    precision: str,
+    as_json: bool,
+    picture: Path | None,
+    recursive: bool,
+) -> None:
+    """Classify pictures of any size: the three likeliest of CIFAR-10's classes for each.
+
+    Exit code 1 says that some of them cannot be read, 2 that none can.
+    """
+    from fastcifar.inference.pictures import find_pictures, read_pictures
+
+    files = find_pictures(list(pictures), recursive=recursive)
+    if picture is not None:
+        from fastcifar.inference.grid import check_grid, write_grid
+
+        check_grid(picture, files)
+    read = read_pictures(files)
+    for file in read:
+        if file.error:
+            click.echo(f"Error: {one_line(file.error)}", err=True)
+    images = [file.image for file in read if file.image is not None]
+    if not images and not as_json:
+        click.get_current_context().exit(2)
+    from fastcifar.inference.classifier import load_classifier
+    from fastcifar.inference.prediction import classify_pictures
+    from fastcifar.results.records import as_plain
+    from fastcifar.terminal import show_predictions
+
+    classifier = load_classifier(checkpoint, device, precision)
+    predictions = classify_pictures(classifier, read)
+    _show_notes([*classifier.notes, *(row.note for row in predictions if row.note)])
+    readable = [row for row in predictions if not row.error]
+    if picture is not None and readable:
+        write_grid(picture, images, readable, title=classifier.describe())
+    if as_json:
+        rows = [{key: value for key, value in as_plain(row).items() if value is not None} for row in predictions]
+        click.echo(json.dumps(rows, indent=2))
+    else:
+        show_predictions(readable)
+    if len(readable) < len(predictions):
+        click.get_current_context().exit(1 if readable else 2)
+
+
+@click.command(short_help="Write a trained model for use elsewhere.")
+@click.argument("run_dir", metavar="RUN", type=PATH)
+@click.option(
+    "--format",
+    "format",
+    type=click.Choice(["safetensors", "torch", "onnx"]),
+    required=True,
+    help="Weights with a model card; a torch.export program; an ONNX model.",
+)
+@click.option(
+    "--out",
+    type=PATH,
+    help="File to write, for safetensors a folder.  [default: RUN/model.pt2, RUN/model.onnx, RUN/hub]",
+)
+def export(run_dir: Path, format: str, out: Path | None) -> None:  # noqa: A002
+    """Write a finished run's best weights in a form that needs no fastcifar.
+
+    What was written is read back, and kept only if it classifies the run's test images as the run does.
+    """
+    from fastcifar.inference.export import export_model
+
+    click.echo(export_model(run_dir, format, out))

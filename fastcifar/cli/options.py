@@ -1,0 +1,121 @@
+"""What the options of several commands have in common."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class PathType(click.ParamType):  # type: ignore[type-arg] # generic in recent versions only
+    """A path as scripts write it: `--out=~/x` means the home folder, and an unset variable is no path."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Make a Path of it."""
+        if not str(value).strip():
+            self.fail("the path is empty (an unset variable?)", param, ctx)
+        try:
+            return Path(value).expanduser()
+        except RuntimeError:
+            self.fail(f"{value!r}: there is no such home folder", param, ctx)
+
+
+class SourceType(PathType):
+    """A word, or a path."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Keep it as text, in which `./npm` is another thing than `npm`."""
+        path = super().convert(value, param, ctx)
+        return str(path) if str(value).startswith("~") else value
+
+
+PATH = PathType()
+
+
+_TRAINING = (
+    click.option(
+        "--data",
+        "data_dir",
+        type=PATH,
+        default="data",
+        show_default=True,
+        help="Prepared data; missing data is prepared first.",
+    ),
+    click.option("--epochs", type=int, help="Passes over the training set; the schedule keeps its shape."),
+    click.option(
+        "--train-images",
+        "num_train_images",
+        type=int,
+        help="Train on this many images of a fixed choice.  [default: all 50,000]",
+    ),
+    click.option(
+        "--eval-images",
+        "num_eval_images",
+        type=int,
+        help="Evaluate on this many of val and of test.  [default: all 5,000]",
+    ),
+    click.option(
+        "--batch-size",
+        "global_batch_size",
+        type=int,
+        help="Images a step, on all devices together.  [default: the recipe's]",
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>"),
+    click.option(
+        "--loader",
+        type=click.Choice(["resident", "streamed"]),
+        default="resident",
+        show_default=True,
+        help="Keep the training set on the device, or stream it through FFCV.",
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["auto", "bf16", "fp32"]),
+        default="auto",
+        show_default=True,
+        help="auto is bf16 autocast where the hardware is fast at it.",
+    ),
+    click.option("--compile/--no-compile", default=None, help="torch.compile the step.  [default: on CUDA only]"),
+    click.option("--deterministic", is_flag=True, help="The same bits each time on the same machine, on CUDA too."),
+    click.option("--sync-bn", is_flag=True, help="Under torchrun: batch norm's statistics over all GPUs."),
+    click.option(
+        "--log",
+        "--logger",  # torchrun takes --log for an abbreviation of its own options
+        "log",
+        type=click.Choice(["tensorboard"]),
+        help="Also log every epoch, into the run directory; under torchrun only as --logger.",
+    ),
+    click.option(
+        "--convolution",
+        type=click.Choice(["auto", "torch", "winograd"]),
+        default="auto",
+        show_default=True,
+        help="On a CPU: torch's own, Winograd's, or for each shape the one that was measured to be faster.",
+    ),
+)
+
+
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that every command has that trains."""
+    for option in reversed(_TRAINING):
+        command = option(command)
+    return command
+
+
+def inference_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of every command that runs a trained model."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "bf16", "fp32"]),
+            default="auto",
+            show_default=True,
+            help="auto is the run's own, unless that is bf16 and slow here.",
+        ),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>"),
+    ):
+        command = option(command)
+    return command

@@ -1,0 +1,53 @@
+"""Commands on runs."""
+
+from pathlib import Path
+
+import click
+
+from fastcifar.cli.options import PATH
+
+
+@click.command(short_help="List runs.")
+@click.argument("folder", type=PATH, default="runs")
+def runs(folder: Path) -> None:
+    """List the runs in FOLDER (default: runs), the newest first."""
+    from fastcifar.results.run_dir import list_runs
+    from fastcifar.terminal import show_runs
+
+    show_runs(folder, list_runs(folder))
+
+
+@click.command(short_help="Draw runs.")
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--out",
+    type=PATH,
+    help="Folder to fill.  [default: RUN/charts; of several runs charts-compared]",
+)
+def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
+    """Draw a run's charts again, or up to 8 runs in one chart that compares them, as PNG and SVG."""
+    from fastcifar.results.charts import left_out, write_charts, write_comparison
+
+    if len(run_dirs) == 1:
+        paths = write_charts(run_dirs[0], out)
+        remark = left_out(run_dirs[0])
+    else:
+        paths, remark = write_comparison(run_dirs, out or Path("charts-compared")), ""
+    for line in (*paths, remark) if remark else paths:
+        click.echo(line)
+
+
+@click.command(short_help="Write an HTML page on runs.")
+@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=PATH)
+@click.option(
+    "--out",
+    type=PATH,
+    help="File to write.  [default: RUN/report.html; of several runs report.html]",
+)
+def report(run_dirs: tuple[Path, ...], out: Path | None) -> None:
+    """Write one HTML page on a run, or on up to 8 and how they compare, that needs no network."""
+    from fastcifar.results.report import write_report
+
+    out = out or (run_dirs[0] if len(run_dirs) == 1 else Path()) / "report.html"
+    write_report(run_dirs, out)
+    click.echo(out)

@@ -1,0 +1,226 @@
+"""Commands that train."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fastcifar.cli.options import PATH, training_options
+from fastcifar.recipes import RECIPES, Recipe, get_recipe
+from fastcifar.streams import may_be_lost
+
+if TYPE_CHECKING:
+    from fastcifar.training.callbacks import Callback
+    from fastcifar.training.settings import Settings
+
+_WITH_RESUME = ("run_dir", "data_dir", "quiet", "log")
+_WITH_FOLDERS = ("folders", "out", "paired", "target_accuracy", "quiet")
+
+
+@click.command(short_help="Train by a recipe.")
+@click.option("--recipe", "recipe_name", type=click.Choice(list(RECIPES)), help="What to train by.")
+@click.option(
+    "--resume",
+    "run_dir",
+    type=PATH,
+    help="Instead: go on with the run in this directory, with its own settings.",
+)
+@click.option("--out", type=PATH, help="Run directory.  [default: runs/RECIPE-TIME]")
+@click.option("--seed", type=int, help="Of initialisation, order and augmentation.  [default: the recipe's]")
+@training_options
+@click.option("--quiet", "-q", is_flag=True, help="Print the run directory at the end, and nothing else but errors.")
+def train(
+    recipe_name: str | None,
+    run_dir: Path | None,
+    data_dir: Path,
+    out: Path | None,
+    log: str | None,
+    quiet: bool,
+    **choices: Any,
+) -> None:
+    """Train by a recipe, evaluate, and write a run directory with weights, metrics and charts."""
+    given = _given_options()
+    if run_dir is not None:
+        for name, option in given.items():
+            if name not in _WITH_RESUME:
+                raise click.UsageError(f"--resume goes on with the run's own settings: leave out {option}")
+    elif recipe_name is None:
+        raise click.UsageError(f"Missing option '--recipe'. Choose from: {', '.join(RECIPES)}")
+    from fastcifar.distributed import launcher_hint, world_from_env
+    from fastcifar.results.records import LAST_FILE
+    from fastcifar.terminal import RunView
+
+    is_main = world_from_env().is_main
+    if not quiet:
+        may_be_lost(sys.stdout)  # a closed terminal or a full log is no reason to stop
+    if hint := launcher_hint():
+        click.echo(f"note: {hint}", err=True)
+    with RunView(quiet=quiet or not is_main) as console:
+        from fastcifar.training.run import resume_training, train_model
+        from fastcifar.training.settings import resolve_settings
+
+        callback = _with_logger(console, log)
+        if run_dir is not None:
+            run_dir = run_dir.parent if run_dir.name == LAST_FILE and run_dir.is_file() else run_dir
+            settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, callback)
+        else:
+            settings = resolve_settings(get_recipe(recipe_name or ""), **choices)
+            run_dir, results = train_model(settings, data_dir, out, callback)
+    if quiet and is_main:
+        click.echo(run_dir)
+    elif is_main:
+        from fastcifar.terminal import show_summary
+
+        recipe = RECIPES.get(settings.recipe.name, settings.recipe)
+        again = _command_of(settings, recipe, data_dir)
+        show_summary(recipe, settings, run_dir, results, again=again)
+
+
+def _with_logger(console: "Callback", log: str | None) -> "Callback":
+    if log is None:
+        return console
+    from fastcifar.training.callbacks import Callbacks
+    from fastcifar.training.tensorboard import TensorBoardLogger
+
+    return Callbacks(console, TensorBoardLogger())
+
+
+def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
+    """The command that trains a whole run of a recipe with a run's settings."""
+    import torch
+
+    from fastcifar.distributed import world_from_env
+    from fastcifar.training.convolution import option_of
+    from fastcifar.training.settings import resolve_settings
+
+    words = ["fastcifar", "train", "--recipe", recipe.name]
+    world = world_from_env()
+    if world.size > 1:
+        nodes = ["--nnodes", str(world.size // world.local_size)] if world.size > world.local_size else []
+        words = ["torchrun", *nodes, "--nproc-per-node", str(world.local_size), "-m", *words]
+    if data_dir != Path("data"):
+        words += ["--data", shlex.quote(str(data_dir))]
+    config = settings.as_config()
+    usual = resolve_settings(recipe, global_batch_size=settings.recipe.global_batch_size).as_config()
+    if settings.recipe.global_batch_size != recipe.global_batch_size:
+        words += ["--batch-size", str(settings.recipe.global_batch_size)]
+    for name in ("seed", "device", "loader", "precision"):
+        if config[name] != usual[name]:
+            words += [f"--{name}", str(config[name])]
+    convolution = option_of(settings.convolution, torch.device(settings.device), settings.precision)
+    if convolution != "auto":
+        words.append(f"--convolution {convolution}")
+    if config["compile"] != usual["compile"]:
+        words.append("--compile" if config["compile"] else "--no-compile")
+    return " ".join(words + [f"--{name.replace('_', '-')}" for name in ("deterministic", "sync_bn") if config[name]])
+
+
+@click.command(short_help="Train from several seeds, with statistics.")
+@click.argument("folders", metavar="[FOLDER [FOLDER]]", nargs=-1, type=PATH)
+@click.option(
+    "--recipe", "recipe_names", type=click.Choice(list(RECIPES)), multiple=True, help="One, or two to compare."
+)
+@click.option("--seeds", "num_seeds", type=click.IntRange(1, 1000), default=5, show_default=True, help="42, 43, ...")
+@click.option(
+    "--out",
+    type=PATH,
+    help="Folder to fill, or to go on with.  [default: runs/RECIPE-seeds; to compare seeds-compared]",
+)
+@click.option("--paired", is_flag=True, help="Compare seed by seed, where both have the same seeds.")
+@click.option(
+    "--target-accuracy",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Count the epochs to this validation accuracy, 0 to 1.",
+)
+@training_options
+@click.option("--quiet", "-q", is_flag=True, help="Print the folder at the end, and nothing else but errors.")
+def repeat(
+    folders: tuple[Path, ...],
+    recipe_names: tuple[str, ...],
+    num_seeds: int,
+    out: Path | None,
+    paired: bool,
+    target_accuracy: float | None,
+    data_dir: Path,
+    quiet: bool,
+    **choices: Any,
+) -> None:
+    """Train a recipe from several seeds, then say what the seeds have in common and how far they spread.
+
+    The same command again goes on where it was stopped, and trains more seeds if there are to be more. Instead of a
+    recipe, one FOLDER or two that were filled before are summarised and compared.
+    """
+    if folders:
+        for name, option in _given_options().items():
+            if name not in _WITH_FOLDERS:
+                raise click.UsageError(f"FOLDER is trained already: leave out {option}")
+    elif not recipe_names:
+        raise click.UsageError(f"Missing option '--recipe'. Choose from: {', '.join(RECIPES)}")
+    names = folders or recipe_names
+    if len(names) > 2 or len(set(names)) < len(names):
+        raise click.UsageError("give one recipe or folder, or two different ones to compare")
+    if paired and len(names) < 2:
+        raise click.UsageError("--paired compares two recipes or two folders")
+    from fastcifar.distributed import world_from_env
+
+    is_main = world_from_env().is_main
+    if len(names) == 2:
+        out = out or Path("seeds-compared")
+    if not folders:
+        folders = tuple(
+            out / name if out and len(names) == 2 else out or Path("runs", f"{name}-seeds") for name in names
+        )
+        _train_seeds(folders, recipe_names, num_seeds, data_dir, quiet=quiet or not is_main, **choices)
+    if not is_main:
+        return
+    from fastcifar.results.repeats import compare_repeats, read_repeats
+    from fastcifar.results.seed_tables import build_tables
+    from fastcifar.results.strip_plot import write_seeds
+    from fastcifar.terminal import show_seed_tables
+
+    groups = [read_repeats(folder, target_accuracy) for folder in folders]
+    comparison = compare_repeats(*groups, by_seed=paired) if len(groups) == 2 else None
+    out = out or folders[0]
+    written = write_seeds(out, groups, comparison)
+    if quiet:
+        click.echo(out)
+    else:
+        show_seed_tables(build_tables(groups, comparison), written)
+
+
+def _train_seeds(
+    folders: Sequence[Path],
+    recipe_names: Sequence[str],
+    num_seeds: int,
+    data_dir: Path,
+    *,
+    quiet: bool,
+    log: str | None,
+    **choices: Any,
+) -> None:
+    from fastcifar.terminal import RunView
+
+    if not quiet:
+        may_be_lost(sys.stdout)
+    with RunView(quiet=quiet) as console:
+        from fastcifar.training.repeat import train_seeds
+        from fastcifar.training.settings import resolve_settings
+
+        for folder, name in zip(folders, recipe_names, strict=True):
+            settings = resolve_settings(get_recipe(name), **choices)
+            first = settings.recipe.seed
+            train_seeds(settings, range(first, first + num_seeds), data_dir, folder, _with_logger(console, log))
+
+
+def _given_options() -> dict[str, str]:
+    """What the command line gives: the option of each argument of the command's function."""
+    context = click.get_current_context()
+    given = click.core.ParameterSource.COMMANDLINE
+    return {
+        param.name: param.opts[0]
+        for param in context.command.params
+        if param.name and context.get_parameter_source(param.name) is given
+    }
