@@ -1,5 +1,6 @@
 """Winograd's convolutions beside torch's, both against float64."""
 
+import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from fastcifar.kernels.winograd import ALL_PASSES, conv3x3
 
 pytestmark = pytest.mark.skipif(winograd.why_unavailable() is not None, reason="the kernel cannot be compiled here")
 EPSILON = 2.0**-23
-FEW = [(2, 64, 64, 32), (6, 128, 64, 16), (40, 64, 128, 8), (70, 256, 256, 4), (7, 32, 32, 12)]
+FEW = [(2, 64, 64, 32), (6, 128, 64, 16), (40, 128, 64, 16), (40, 64, 128, 8), (70, 256, 256, 4), (7, 32, 32, 12)]
 MANY = [
     (batch, channels, channels, size)
     for batch in (1, 3, 128)
@@ -68,6 +69,16 @@ def run(x: Tensor, weight: Tensor, dy: Tensor, passes: str | None) -> Results:
     return Results(y.detach(), *torch.autograd.grad(y, (x, weight), dy))
 
 
+@contextlib.contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def in_float64(x: Tensor, weight: Tensor, dy: Tensor) -> Results:
     return run(x.double(), weight.double(), dy.double(), None)
 
@@ -80,12 +91,12 @@ def rms_error(found: Tensor, exact: Tensor) -> float:
 def check_errors(shape: tuple[int, int, int, int], scale: float = 1.0) -> None:
     inputs = draw(*shape, scale)
     exact = in_float64(*inputs)
-    torchs, ours = run(*inputs, None), run(*inputs, ALL_PASSES)
+    with num_threads(2):  # each more gives torch shorter sums, and so smaller errors
+        torchs, ours = run(*inputs, None), run(*inputs, ALL_PASSES)
     for name, one, other, right in zip(Results._fields, ours, torchs, exact, strict=True):
-        # 8 units in the last place where torch adds so few terms that it has hardly an error itself
-        assert rms_error(one, right) <= max(4 * rms_error(other, right), 8 * EPSILON), (shape, name)
+        assert rms_error(one, right) <= 4 * rms_error(other, right), (shape, name)
         maximum = float((one.double() - right).abs().max() / right.square().mean().sqrt())
-        assert maximum <= 8 * 12 * EPSILON * max(1, shape[1] / 64) ** 0.5, (shape, name)
+        assert maximum <= 96 * EPSILON * max(1, shape[1] / 64) ** 0.5, (shape, name)
 
 
 @pytest.mark.parametrize("shape", FEW, ids=str)
@@ -132,18 +143,14 @@ def test_what_is_not_finite_stays_so(value: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bits_depend_on_neither_threads_nor_memory_format(dtype: torch.dtype) -> None:
-    num_threads = torch.get_num_threads()
-    for shape in [(6, 128, 64, 16), (70, 256, 256, 4)]:
+    for shape in [(6, 128, 64, 16), (70, 256, 256, 4), (40, 128, 128, 16)]:
         x, weight, dy = draw(*shape)
         x, dy = x.to(dtype), dy.to(dtype)
         expected = run(x, weight, dy, ALL_PASSES)
-        try:
-            for count in (1, 2, 3, 8):
-                torch.set_num_threads(count)
+        for count in (1, 2, 3, 8):
+            with num_threads(count):
                 for one, other in zip(run(x, weight, dy, ALL_PASSES), expected, strict=True):
                     assert torch.equal(one, other), (shape, count)
-        finally:
-            torch.set_num_threads(num_threads)
         wide = torch.empty((*x.shape[:3], 2 * x.shape[3]), dtype=dtype)
         wide[..., ::2] = x
         for images in (x.contiguous(), wide[..., ::2]):
@@ -184,7 +191,15 @@ def test_each_pass_is_chosen_by_itself(passes: str) -> None:
 
 @pytest.mark.parametrize(
     "shape",
-    [(2, 64, 64, 30), (2, 64, 24, 32), (2, 3, 64, 32), (1, 64, 64, 28), (0, 64, 64, 32), (1, 8192, 32, 32)],
+    [
+        (2, 64, 64, 30),
+        (2, 64, 24, 32),
+        (2, 16, 64, 32),
+        (2, 3, 64, 32),
+        (1, 64, 64, 28),
+        (0, 64, 64, 32),
+        (1, 8192, 32, 32),
+    ],
     ids=str,
 )
 def test_other_shapes_are_torchs(shape: tuple[int, int, int, int]) -> None:

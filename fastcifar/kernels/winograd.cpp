@@ -44,10 +44,9 @@ constexpr i64 MANY_TILES = 2;       // for each channel: more are cut by tiles, 
 constexpr i64 FEW_CHANNELS = 64;    // a task has one row block of tiles up to here, two beyond (on AVX2: two and four)
 constexpr i64 BLOCKS = ROWS < 8 ? 2 : 1;
 constexpr i64 CHANNEL_BLOCK = 64;   // of a task, in a cut by channels
-constexpr i64 GRADIENT_CHANNELS = 128; // the weight gradient is cut by tiles up to here
-constexpr i64 GRADIENT_GROUPS = 16;
-constexpr i64 GRADIENT_TILES = 24; // summed at a time in a cut by tiles; by channels, twice that
-constexpr i64 GRADIENT_BLOCK = 32; // channels of a task, in a cut by channels
+constexpr i64 DEPTH = 24;           // tiles whose products are summed up in registers: more would round more
+constexpr i64 GRADIENT_GROUPS = 16; // of tiles in the weight gradient, where channels are few
+constexpr i64 GRADIENT_FLOATS = 4 << 20; // that it transforms at a time, where they are many: 16 MiB
 
 alignas(64) const float ZEROS[MAX_CHANNELS] = {};
 
@@ -197,12 +196,12 @@ void multiply_tiles(const float *a, const float *b, float *c, i64 c_row, i64 num
 }
 
 // The sum over tiles of PANEL channels by PANEL channels: both lie [tile][PANEL].
-void multiply_panels(const float *a, const float *b, float *c, i64 c_row, i64 num_tiles, bool adds) {
+void multiply_panels(const float *a, const float *b, float *c, i64 num_tiles, bool adds) {
   constexpr int REST = PANEL % ROWS;
   int i = 0;
   for (; i + ROWS <= PANEL; i += ROWS)
-    multiply_block<ROWS, 1, PANEL, 1, 0>(a + i, b, c + i * c_row, c_row, num_tiles, adds);
-  if constexpr (REST > 0) multiply_block<REST, 1, PANEL, 1, 0>(a + i, b, c + i * c_row, c_row, num_tiles, adds);
+    multiply_block<ROWS, 1, PANEL, 1, 0>(a + i, b, c + i * PANEL, PANEL, num_tiles, adds);
+  if constexpr (REST > 0) multiply_block<REST, 1, PANEL, 1, 0>(a + i, b, c + i * PANEL, PANEL, num_tiles, adds);
 }
 
 // ---- a call --------------------------------------------------------------------------------------------------------
@@ -236,6 +235,10 @@ struct Team {
 
   // Calls body(task, thread) for each task; `thread` tells those apart that run at the same time.
   template <class Body> void run(i64 tasks, const Body &body) const {
+    if (threads == 1) {
+      for (i64 task = 0; task < tasks; ++task) body(task, 0);
+      return;
+    }
     struct Work {
       const Body &body;
       i64 tasks;
@@ -337,6 +340,7 @@ struct Convolution {
   i64 products_plane() const { return cut.tiles * products_row() + LINE; }
   i64 shared_size() const { return cut.by_tiles ? 36 * filters_plane() : inputs().size(); }
   i64 own_size() const { return (cut.by_tiles ? inputs().size() : 36 * filters_plane()) + 36 * products_plane(); }
+  i64 scratch_size(i64 threads) const { return shared_size() + threads * own_size(); }
 
   template <class T> void run(const Team &team, bool rotated, const T *x, const float *w, T *y, float *scratch) const {
     const i64 plane = inputs().plane();
@@ -377,86 +381,93 @@ struct Convolution {
 
 // ---- the weight gradient -----------------------------------------------------------------------------------------------
 
-// By tiles: a task sums over one of `groups` groups of tiles, for all output channels; the groups are added at the end.
-// By channels: a task makes `channels` output channels from all tiles, with inputs transformed before.
+// In rounds of as many tiles as stay in a cache: inputs and output gradients are transformed, then their 36 products are
+// added to sums, which lie [36][out / PANEL][in / PANEL][PANEL][PANEL]. With few channels a thread does so by itself in its
+// own cache, for one of `groups` groups of tiles; otherwise all threads share a round in the last-level cache.
 struct WeightGradient {
   Shape s;
-  Cut cut; // `tiles` are summed at a time
-  i64 groups;
+  i64 groups, round;
 
-  WeightGradient(const Shape &shape, i64 threads) : s(shape) {
-    cut.by_tiles = max(s.in, s.out) <= GRADIENT_CHANNELS;
-    groups = cut.by_tiles ? min(GRADIENT_GROUPS, s.tiles()) : 1;
-    cut.tiles = min(s.tiles(), cut.by_tiles ? GRADIENT_TILES : 2 * GRADIENT_TILES);
-    cut.channels = cut.by_tiles ? s.out : min(share(s.out, threads, PANEL), max(PANEL, GRADIENT_BLOCK));
+  explicit WeightGradient(const Shape &shape) : s(shape) {
+    const bool are_few = max(s.in, s.out) <= FEW_CHANNELS;
+    groups = are_few ? min(GRADIENT_GROUPS, s.tiles()) : 1;
+    const i64 most = max(1, GRADIENT_FLOATS / (36 * (s.in + s.out)) / DEPTH) * DEPTH;
+    round = min(s.tiles(), are_few ? DEPTH : most);
   }
 
-  i64 inputs_plane() const { return (cut.by_tiles ? cut.tiles : s.tiles()) * s.in + LINE; }
-  i64 gradients_plane() const { return cut.tiles * cut.channels + LINE; }
-  i64 sums_plane() const { return cut.channels * s.in + LINE; }
-  i64 shared_size() const { return 36 * (cut.by_tiles ? groups * sums_plane() : inputs_plane()); }
-  i64 own_size() const { return 36 * (gradients_plane() + (cut.by_tiles ? inputs_plane() : sums_plane())); }
+  i64 inputs_plane() const { return round * s.in + LINE; }
+  i64 gradients_plane() const { return round * s.out + LINE; }
+  i64 sums_plane() const { return s.out * s.in + LINE; }
+  i64 shared_size() const { return groups * 36 * sums_plane(); }
+  i64 own_size() const { return 36 * (inputs_plane() + gradients_plane()); }
+  i64 scratch_size(i64 threads) const { return shared_size() + (groups > 1 ? threads : 1) * own_size(); }
 
   template <class T> void run(const Team &team, const T *x, const T *dy, float *dw, float *scratch) const {
-    float *shared = scratch;
-    auto own = [=](i64 thread) { return scratch + shared_size() + thread * own_size(); };
-    const i64 panel = inputs_plane() / s.in * PANEL; // from one panel of inputs to the next
-    // Adds, to the sums of channels `first` on, tiles whose transformed inputs begin at v.
-    auto accumulate = [&](const float *v, float *z, float *sums, i64 tile, i64 num_tiles, i64 first, i64 num_channels,
-                          bool adds) {
-      const i64 plane = gradients_plane();
-      for (i64 t = 0; t < num_tiles; ++t) {
-        const T *from = dy + s.tile_offset(tile + t, s.out) + first;
-        for (i64 c = 0; c < num_channels; c += LANES) {
-          float *to = z + (c / PANEL * cut.tiles + t) * PANEL + c % PANEL;
-          transform<OutputGradientTransform>([&](int i, int j) { return load(from + (i * s.width + j) * s.out + c); },
-                                             [&](int i, int j, vec a) { store(to + (6 * i + j) * plane, a); });
-        }
-      }
-      for (i64 p = 0; p < 36; ++p)
-        for (i64 i = 0; i < s.in; i += PANEL)
-          for (i64 o = 0; o < num_channels; o += PANEL)
-            multiply_panels(z + p * plane + o * cut.tiles, v + p * inputs_plane() + i / PANEL * panel,
-                            sums + p * sums_plane() + o * s.in + i, s.in, num_tiles, adds);
+    auto add_group = [&](const Team &team, i64 group, i64 thread) {
+      float *v = scratch + shared_size() + thread * own_size(), *sums = scratch + group * 36 * sums_plane();
+      const i64 begin = s.tiles() * group / groups, end = s.tiles() * (group + 1) / groups;
+      for (i64 tile = begin; tile < end; tile += round)
+        add_round(team, x, dy, tile, min(round, end - tile), v, v + 36 * inputs_plane(), sums, tile > begin);
     };
-    auto finish = [&](const float *sums, i64 channel, i64 offset) {
-      for (i64 i = 0; i < s.in; i += LANES) {
-        auto get = [&](int r, int c) {
-          const float *p = sums + (6 * r + c) * sums_plane() + offset * s.in + i;
-          vec sum = load(p);
-          for (i64 g = 1; g < groups; ++g) sum += load(p + g * 36 * sums_plane());
-          return sum;
-        };
-        transform<FilterGradientTransform>(
-            get, [&](int r, int c, vec a) { store(dw + (channel * 9 + 3 * r + c) * s.in + i, a); });
-      }
-    };
-    if (cut.by_tiles) {
-      team.run(groups, [&](i64 group, i64 thread) {
-        float *z = own(thread), *v = z + 36 * gradients_plane();
-        i64 begin = s.tiles() * group / groups, end = s.tiles() * (group + 1) / groups;
-        for (i64 tile = begin; tile < end; tile += cut.tiles) {
-          i64 num_tiles = min(cut.tiles, end - tile);
-          for (i64 t = 0; t < num_tiles; ++t) input_to_panels(s, x, tile + t, v + t * PANEL, inputs_plane(), panel);
-          accumulate(v, z, shared + group * 36 * sums_plane(), tile, num_tiles, 0, s.out, tile > begin);
-        }
-      });
-      team.run(s.out, [&](i64 channel, i64) { finish(shared, channel, channel); });
-    } else {
-      team.run(s.tiles(), [&](i64 tile, i64) {
-        input_to_panels(s, x, tile, shared + tile * PANEL, inputs_plane(), panel);
-      });
-      team.run(ceil_div(s.out, cut.channels), [&](i64 task, i64 thread) {
-        float *z = own(thread), *sums = z + 36 * gradients_plane();
-        i64 first = task * cut.channels, num_channels = min(cut.channels, s.out - first);
-        for (i64 tile = 0; tile < s.tiles(); tile += cut.tiles)
-          accumulate(shared + tile * PANEL, z, sums, tile, min(cut.tiles, s.tiles() - tile), first, num_channels,
-                     tile > 0);
-        for (i64 c = 0; c < num_channels; ++c) finish(sums, first + c, c);
-      });
+    if (groups > 1)
+      team.run(groups, [&](i64 group, i64 thread) { add_group({nullptr, 1}, group, thread); });
+    else
+      add_group(team, 0, 0);
+    team.run(s.out, [&](i64 channel, i64) { finish(scratch, channel, dw + channel * 9 * s.in); });
+  }
+
+private:
+  template <class T>
+  void add_round(const Team &team, const T *x, const T *dy, i64 first, i64 num_tiles, float *v, float *z, float *sums,
+                 bool adds) const {
+    team.run(2 * num_tiles, [&](i64 task, i64) {
+      const i64 tile = task % num_tiles;
+      if (task < num_tiles)
+        input_to_panels(s, x, first + tile, v + tile * PANEL, inputs_plane(), round * PANEL);
+      else
+        gradient_to_panels(dy + s.tile_offset(first + tile, s.out), z + tile * PANEL);
+    });
+    const i64 panels = s.out / PANEL;
+    team.run(36 * panels, [&](i64 task, i64) {
+      const i64 p = task / panels, o = task % panels * PANEL;
+      const float *a = z + p * gradients_plane() + o * round, *b = v + p * inputs_plane();
+      for (i64 i = 0; i < s.in; i += PANEL)
+        for (i64 t = 0; t < num_tiles; t += DEPTH)
+          multiply_panels(a + t * PANEL, b + i * round + t * PANEL, sums + p * sums_plane() + o * s.in + i * PANEL,
+                          min(DEPTH, num_tiles - t), adds || t > 0);
+    });
+  }
+
+  template <class T> void gradient_to_panels(const T *dy, float *out) const {
+    for (i64 c = 0; c < s.out; c += LANES) {
+      float *to = out + c / PANEL * round * PANEL + c % PANEL;
+      transform<OutputGradientTransform>([&](int i, int j) { return load(dy + (i * s.width + j) * s.out + c); },
+                                         [&](int i, int j, vec v) { store(to + (6 * i + j) * gradients_plane(), v); });
+    }
+  }
+
+  // Transform the sums of all groups into the gradient of one output channel's filters.
+  void finish(const float *sums, i64 channel, float *dw) const {
+    const float *row = sums + channel / PANEL * PANEL * s.in + channel % PANEL * PANEL;
+    for (i64 c = 0; c < s.in; c += LANES) {
+      auto get = [&](int i, int j) {
+        const float *p = row + (6 * i + j) * sums_plane() + c / PANEL * PANEL * PANEL + c % PANEL;
+        vec sum = load(p);
+        for (i64 g = 1; g < groups; ++g) sum += load(p + g * 36 * sums_plane());
+        return sum;
+      };
+      transform<FilterGradientTransform>(get, [&](int i, int j, vec v) { store(dw + (3 * i + j) * s.in + c, v); });
     }
   }
 };
+
+template <class T>
+void run_pass(i64 pass, const Team &team, const Shape &s, const void *x, const void *other, void *result, float *scratch) {
+  if (pass == 'w')
+    WeightGradient(s).run(team, (const T *)x, (const T *)other, (float *)result, scratch);
+  else
+    Convolution(s, team.threads).run(team, pass == 'i', (const T *)x, (const float *)other, (T *)result, scratch);
+}
 
 } // namespace
 
@@ -464,35 +475,17 @@ extern "C" {
 
 i64 winograd_channel_multiple() { return PANEL; }
 
-// Floats of scratch, aligned to 64 bytes, that the two functions below need.
-i64 winograd_convolve_scratch(i64 threads, i64 n, i64 h, i64 w, i64 in, i64 out) {
-  Convolution call({n, h, w, in, out}, threads);
-  return call.shared_size() + threads * call.own_size();
+// Floats of scratch, aligned to 64 bytes, that a pass needs.
+i64 winograd_scratch_size(i64 pass, i64 threads, i64 n, i64 h, i64 w, i64 in, i64 out) {
+  const Shape s{n, h, w, in, out};
+  return pass == 'w' ? WeightGradient(s).scratch_size(threads) : Convolution(s, threads).scratch_size(threads);
 }
 
-i64 winograd_weight_gradient_scratch(i64 threads, i64 n, i64 h, i64 w, i64 in, i64 out) {
-  WeightGradient call({n, h, w, in, out}, threads);
-  return call.shared_size() + threads * call.own_size();
-}
-
-// y = x convolved with the weights; for the data gradient `rotated`, with x and y the gradients of output and input.
-void winograd_convolve(Parallel start, i64 threads, i64 is_bf16, i64 rotated, const void *x, const float *weights, void *y,
-                       float *scratch, i64 n, i64 h, i64 w, i64 in, i64 out) {
-  Convolution call({n, h, w, in, out}, threads);
-  Team team{start, unsigned(threads)};
-  if (is_bf16)
-    call.run(team, rotated, (const bf16 *)x, weights, (bf16 *)y, scratch);
-  else
-    call.run(team, rotated, (const float *)x, weights, (float *)y, scratch);
-}
-
-void winograd_weight_gradient(Parallel start, i64 threads, i64 is_bf16, const void *x, const void *dy, float *dw,
-                              float *scratch, i64 n, i64 h, i64 w, i64 in, i64 out) {
-  WeightGradient call({n, h, w, in, out}, threads);
-  Team team{start, unsigned(threads)};
-  if (is_bf16)
-    call.run(team, (const bf16 *)x, (const bf16 *)dy, dw, scratch);
-  else
-    call.run(team, (const float *)x, (const float *)dy, dw, scratch);
+// Pass 'f' makes the output of an input x and weights, 'i' the gradient of the input of that of the output, which is x, and
+// weights, 'w' the gradient of the weights of an input x and the gradient of the output. `in` are the channels of x.
+void winograd_run(Parallel start, i64 pass, i64 threads, i64 is_bf16, const void *x, const void *other, void *result,
+                  float *scratch, i64 n, i64 h, i64 w, i64 in, i64 out) {
+  const Team team{start, unsigned(threads)};
+  (is_bf16 ? run_pass<bf16> : run_pass<float>)(pass, team, {n, h, w, in, out}, x, other, result, scratch);
 }
 }

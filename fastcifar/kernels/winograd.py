@@ -16,54 +16,37 @@ from fastcifar.kernels.native import NativeError, find_openmp, load_library
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = "f", "i", "w"
 ALL_PASSES = FORWARD + INPUT_GRADIENT + WEIGHT_GRADIENT
-# With fewer tiles of 4x4 pixels in a batch, transforming the filters costs more than is saved; and torch's sums, of few
-# terms, have less rounding error than the transforms.
+# With fewer tiles of 4x4 pixels in a batch, transforming the filters costs more than is saved; and where torch's sums
+# have few terms, of tiles or of channels, they have less rounding error than the transforms.
 MIN_TILES = 64
+_MIN_CHANNELS = 32
 _MAX_CHANNELS = 4096  # as in winograd.cpp
 _SOURCE = Path(__file__).with_name("winograd.cpp")
 
 
 class _Kernel:
-    """The compiled functions; the callers check shapes, types and memory formats."""
+    """The compiled passes; the callers check shapes, types and memory formats."""
 
     def __init__(self) -> None:
         library = load_library(_SOURCE)
-        self._threads = find_openmp()
         number, address = ctypes.c_int64, ctypes.c_void_p
-        self._convolve, self._weight_gradient = library.winograd_convolve, library.winograd_weight_gradient
-        self._convolve.argtypes = [address] + [number] * 3 + [address] * 4 + [number] * 5
-        self._weight_gradient.argtypes = [address] + [number] * 2 + [address] * 4 + [number] * 5
-        self._convolve.restype = self._weight_gradient.restype = None
-        self._scratch_sizes = (library.winograd_convolve_scratch, library.winograd_weight_gradient_scratch)
-        for function in self._scratch_sizes:
-            function.argtypes, function.restype = [number] * 6, number
+        self._start_threads = find_openmp()
+        self._run, self._scratch_size = library.winograd_run, library.winograd_scratch_size
+        self._run.argtypes, self._run.restype = [address] + [number] * 3 + [address] * 4 + [number] * 5, None
+        self._scratch_size.argtypes, self._scratch_size.restype = [number] * 7, number
         self.channel_multiple = int(library.winograd_channel_multiple())
 
-    def convolve(self, x: Tensor, weight: Tensor, out_channels: int, *, is_rotated: bool) -> Tensor:
-        """The convolution, or with rotated filters its input's gradient, of that many channels."""
-        num_images, channels, height, width = x.shape
-        shape = (num_images, height, width, channels, out_channels)
-        y = torch.empty((num_images, out_channels, height, width), dtype=x.dtype, memory_format=torch.channels_last)
+    def run(self, which: str, x: Tensor, other: Tensor, result: Tensor, out_channels: int) -> Tensor:
+        """One pass of channels-last tensors into `result`; see `winograd_run` in the source."""
+        num_images, in_channels, height, width = x.shape
+        shape = (num_images, height, width, in_channels, out_channels)
         num_threads = torch.get_num_threads()
-        scratch = torch.empty(self._scratch_sizes[0](num_threads, *shape))
-        self._convolve(
-            self._threads, num_threads, x.dtype == torch.bfloat16, is_rotated,
-            x.data_ptr(), weight.data_ptr(), y.data_ptr(), scratch.data_ptr(), *shape,
+        scratch = torch.empty(self._scratch_size(ord(which), num_threads, *shape))
+        self._run(
+            self._start_threads, ord(which), num_threads, x.dtype == torch.bfloat16,
+            x.data_ptr(), other.data_ptr(), result.data_ptr(), scratch.data_ptr(), *shape,
         )  # fmt: skip
-        return y
-
-    def weight_gradient(self, x: Tensor, dy: Tensor) -> Tensor:
-        """`(O, I, 3, 3)` float32, channels-last."""
-        num_images, channels, height, width = x.shape
-        shape = (num_images, height, width, channels, dy.shape[1])
-        gradient = torch.empty((dy.shape[1], channels, 3, 3), memory_format=torch.channels_last)
-        num_threads = torch.get_num_threads()
-        scratch = torch.empty(self._scratch_sizes[1](num_threads, *shape))
-        self._weight_gradient(
-            self._threads, num_threads, x.dtype == torch.bfloat16,
-            x.data_ptr(), dy.data_ptr(), gradient.data_ptr(), scratch.data_ptr(), *shape,
-        )  # fmt: skip
-        return gradient
+        return result
 
 
 @functools.cache
@@ -91,11 +74,16 @@ def _kernel_for(passes: str, which: str, x: Tensor, in_channels: int, out_channe
     kernel = _load()
     if isinstance(kernel, str) or in_channels % kernel.channel_multiple or out_channels % kernel.channel_multiple:
         return None
-    return kernel if 0 < in_channels <= _MAX_CHANNELS and 0 < out_channels <= _MAX_CHANNELS else None
+    least, most = sorted((in_channels, out_channels))
+    return kernel if least >= _MIN_CHANNELS and most <= _MAX_CHANNELS else None
 
 
 def _dense(tensor: Tensor) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
 
 
 def _check_weight(weight: Tensor) -> None:
@@ -136,7 +124,8 @@ def conv3x3(x: Tensor, weight: Tensor, passes: str) -> Tensor:
     kernel = _kernel_for(passes, FORWARD, x, in_channels, out_channels)
     if kernel is None or weight.dtype != torch.float32:
         return _dense(torch.conv2d(x, weight.to(x.dtype), padding=1))
-    return kernel.convolve(_dense(x), _dense(weight), out_channels, is_rotated=False)
+    y = _empty((x.shape[0], out_channels, *x.shape[2:]), x.dtype)
+    return kernel.run(FORWARD, _dense(x), _dense(weight), y, out_channels)
 
 
 @torch.library.custom_op("fastcifar::conv3x3_input_gradient", mutates_args=(), device_types="cpu")
@@ -148,7 +137,8 @@ def conv3x3_input_gradient(dy: Tensor, x: Tensor, weight: Tensor, passes: str) -
     kernel = _kernel_for(passes, INPUT_GRADIENT, dy, out_channels, in_channels)
     if kernel is None or weight.dtype != torch.float32:
         return _dense(_torch_backward(dy, x, weight.to(x.dtype), 0))
-    return kernel.convolve(_dense(dy), _dense(weight), in_channels, is_rotated=True)
+    dx = _empty((dy.shape[0], in_channels, *dy.shape[2:]), dy.dtype)
+    return kernel.run(INPUT_GRADIENT, _dense(dy), _dense(weight), dx, in_channels)
 
 
 @torch.library.custom_op("fastcifar::conv3x3_weight_gradient", mutates_args=(), device_types="cpu")
@@ -163,7 +153,7 @@ def conv3x3_weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, passes: str) 
     kernel = _kernel_for(passes, WEIGHT_GRADIENT, x, in_channels, out_channels)
     if kernel is None or weight.dtype != torch.float32:
         return _dense(_torch_backward(dy, x, weight.to(x.dtype), 1)).to(weight.dtype)
-    return kernel.weight_gradient(_dense(x), _dense(dy))
+    return kernel.run(WEIGHT_GRADIENT, _dense(x), _dense(dy), _empty(tuple(weight.shape), torch.float32), out_channels)
 
 
 @conv3x3.register_fake
