@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,14 @@ def num_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """The number of torch's threads, here and in processes that a test starts."""
     monkeypatch.setenv("OMP_NUM_THREADS", str(NUM_THREADS))
     torch.set_num_threads(NUM_THREADS)
+
+
+@pytest.fixture
+def default_sighup() -> Iterator[None]:
+    """SIGHUP ends a process, also where these tests run under nohup; processes that a test starts inherit it."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
 
 
 @pytest.fixture(scope="session")

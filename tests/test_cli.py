@@ -252,6 +252,7 @@ def test_an_error_obeys_nothing_that_a_path_holds(
     assert (code, err) == (2, f"{message}\n")
 
 
+@pytest.mark.usefixtures("default_sighup")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_ends_training_cleanly(tiny_data: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
     command = [sys.executable, str(PROGRAMS / "tiny_fastcifar.py"), *TRAIN, "--epochs", "1000", "--out", "run"]
@@ -296,8 +297,8 @@ def test_resume_goes_on_with_the_runs_own_settings(
     monkeypatch.chdir(tmp_path)
     interrupt(tiny_data, tmp_path / "run", (1, 1))
     capsys.readouterr()
-    code, _, err = call(monkeypatch, capsys, "train", "--resume", "run", "--epochs", "9")
-    assert (code, err) == (2, "Error: --resume goes on with the run's own settings: leave out --epochs\n")
+    code, _, err = call(monkeypatch, capsys, "train", "--resume", "run", "--train-images", "9")
+    assert (code, err) == (2, "Error: --resume goes on with the run's own settings: leave out --train-images\n")
     shutil.copytree("run", "again")
     assert call(monkeypatch, capsys, "train", "--resume", "again", "--quiet") == (0, "again\n", "")
     code, out, err = call(monkeypatch, capsys, "train", "--resume", "run")

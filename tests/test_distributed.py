@@ -24,6 +24,7 @@ from fastcifar.pipeline.augment import affine_coeffs, draw_order, sample_augment
 from fastcifar.pipeline.loader import EpochPlanner, Loader, ResidentLoader, StreamedLoader
 from fastcifar.recipes import get_recipe
 from fastcifar.results.records import read_config, read_metrics
+from fastcifar.results.repeats import read_repeats
 from fastcifar.training.device import resolve_device
 from fastcifar.training.run import resume_training
 from fastcifar.training.settings import resolve_settings, restore_settings
@@ -149,6 +150,19 @@ def test_two_nodes_train_a_run(tiny_data: Path, tmp_path: Path) -> None:
     assert "failed (exitcode: -9) local_rank: 1" in output
     assert len(read_config(tmp_path / "restarted").resumed) == 1
     assert_same_run(tmp_path / "restarted", tmp_path / "two-nodes")
+
+
+@pytest.mark.slow
+def test_ranks_train_several_seeds(tiny_data: Path, tmp_path: Path) -> None:
+    """And more of them later: those that are finished stay as they are."""
+    command = [script("tiny_fastcifar"), "repeat", *TRAIN[1:], "--epochs", "1", "--out", "seeds"]
+    for num_seeds, states in ((2, ["new"] * 2), (3, ["finished"] * 2 + ["new"])):
+        output = finish(torchrun(2, *command, "--seeds", str(num_seeds), cwd=tmp_path))
+        said = [line.split(": ")[1] for line in output.splitlines() if line.startswith("seed 4")]
+        assert said == states  # one rank speaks
+        repeats = read_repeats(tmp_path / "seeds")
+        assert [(each.seed, each.state) for each in repeats.runs] == [(42 + n, "finished") for n in range(num_seeds)]
+        assert repeats.config.settings["world_size"] == 2
 
 
 @pytest.mark.slow

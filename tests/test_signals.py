@@ -1,19 +1,12 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from fastcifar.training.signals import StopSignals
 
-
-@pytest.fixture(autouse=True)
-def sighup_as_usual() -> Iterator[None]:
-    """Whatever these tests are run by may ignore it."""
-    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, former)
+pytestmark = pytest.mark.usefixtures("default_sighup")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
