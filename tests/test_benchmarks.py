@@ -1,37 +1,32 @@
 import dataclasses
 import json
-import sys
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import baselines
+import budget
+import convolutions
+import isolated
+import measure
 import numpy as np
+import pipeline
 import pytest
+import scaling
+import step_time
+import throughput
 import torch
 from click.testing import CliRunner
+from convolutions import Layer
 from support.containers import TRAIN_IMAGES, TRAIN_LABELS
 from support.tiny_world import tiny_world
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-
-import baselines  # noqa: E402
-import budget  # noqa: E402
-import convolutions  # noqa: E402
-import isolated  # noqa: E402
-import measure  # noqa: E402
-import pipeline  # noqa: E402
-import scaling  # noqa: E402
-import step_time  # noqa: E402
-import throughput  # noqa: E402
-from convolutions import Layer  # noqa: E402
-
-from fastcifar.data.beton import write_beton  # noqa: E402
-from fastcifar.data.folder import Split, load_train  # noqa: E402
-from fastcifar.distributed import ALONE  # noqa: E402
-from fastcifar.recipes import get_recipe  # noqa: E402
-from fastcifar.training.trainer import Trainer  # noqa: E402
+from fastcifar.data.beton import write_beton
+from fastcifar.data.folder import Split, load_train
+from fastcifar.distributed import ALONE
+from fastcifar.recipes import get_recipe
+from fastcifar.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
