@@ -99,6 +99,19 @@ def test_16_bits_have_the_range_that_the_file_states(tmp_path: Path) -> None:
     assert load_image(tmp_path / "x.pgm")[0, 0, 0] == 128
 
 
+@pytest.mark.parametrize(
+    ("value", "num_bits", "expected"),
+    [(2056, 12, 136), (2056, None, 8), (0x8080, 12, 128), (2056, 16, 8)],  # 2,056 has 8 in its upper byte, 4,095 has 15
+)
+def test_16_bits_a_colour(tmp_path: Path, value: int, num_bits: int | None, expected: int) -> None:
+    header = struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + value.to_bytes(2, "big") * 3 * 32) * 32)
+    chunks = [(b"IHDR", header), *([(b"sBIT", bytes([num_bits] * 3))] if num_bits else []), (b"IDAT", pixels)]
+    path = tmp_path / "x.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in (*chunks, (b"IEND", b""))))
+    assert (load_image(path) == expected).all()
+
+
 def test_12_bits_a_pixel(tmp_path: Path) -> None:
     pixels = bytes([0x80, 0x88, 0x08]) * 800  # pairs of 0x808, which is 128 of 255
     tags = [(256, 40), (257, 40), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 40), (279, len(pixels))]

@@ -23,6 +23,7 @@ _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA"
 # Where a shell's pipes have names; a pipe that lies elsewhere may have nobody at its other end.
 _PIPE_NAMES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 _HIDDEN_FOLDERS = ("__MACOSX", "@eaDir")  # a Mac's and a Synology's sidecar files
+_PNG_BIT_DEPTH_AT = 24  # in its header, which comes first
 # TIFF 6.0's tags.
 _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 281, 339
 
@@ -116,7 +117,8 @@ def load_picture(path: Path) -> Picture:
                 ImageOps.exif_transpose(file, in_place=True)
             if file.mode in ("I", "F") or file.mode.startswith("I;16"):
                 return _scaled(path, file, content)
-            return Picture(path, np.asarray(_as_rgb(file)))
+            bright = _brightened(path, file, content) if file.mode in ("RGB", "RGBA") else file
+            return Picture(path, np.asarray(_as_rgb(bright)))
     except FastcifarError:
         raise
     except Image.DecompressionBombError as error:
@@ -170,15 +172,7 @@ def _white(path: Path, picture: Image.Image, content: IO[bytes], least: int, mos
     """
     if least < 0:
         raise FastcifarError(f"{path} has negative values (down to {least:,}): scale it to 0..65,535")
-    stated, num_bits = None, 16
-    if isinstance(picture, TiffImageFile):
-        num_bits = int(picture.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0])
-        is_signed = 2 in picture.tag_v2.get(_SAMPLE_FORMAT, (1,))
-        stated = picture.tag_v2.get(_MAX_SAMPLE_VALUE, (None,))[0]
-        if stated is None and num_bits <= 16:
-            stated = 2 ** (num_bits - is_signed) - 1
-    elif picture.format == "PNG" and (num_significant_bits := _png_significant_bits(content)) is not None:
-        stated = 2**num_significant_bits - 1
+    stated, num_bits = _stated_white(picture, content)
     if stated is not None and stated > 0 and most <= stated:
         return int(stated), ""
     if num_bits <= 16:  # Pillow scales what a PPM or a JPEG 2000 states to this range
@@ -187,6 +181,39 @@ def _white(path: Path, picture: Image.Image, content: IO[bytes], least: int, mos
     if white is None:
         raise FastcifarError(f"{path} has values up to {most:,}, of no known range: scale it to 0..65,535")
     return white, f"{path} does not say its range of values: 0..{white:,} is assumed (its greatest is {most:,})"
+
+
+def _stated_white(picture: Image.Image, content: IO[bytes]) -> tuple[int | None, int]:
+    """The value that a file states for white, if it does, and its bits for each number."""
+    if isinstance(picture, TiffImageFile):
+        num_bits = int(picture.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0])
+        is_signed = 2 in picture.tag_v2.get(_SAMPLE_FORMAT, (1,))
+        stated = picture.tag_v2.get(_MAX_SAMPLE_VALUE, (None,))[0]
+        if stated is None and num_bits <= 16:
+            stated = 2 ** (num_bits - is_signed) - 1
+        return (None if stated is None else int(stated)), num_bits
+    if picture.format == "PNG":
+        content.seek(_PNG_BIT_DEPTH_AT)
+        num_bits = content.read(1)[0]
+        num_significant = _png_significant_bits(content)
+        return (None if num_significant is None else 2**num_significant - 1), num_bits
+    return None, 16
+
+
+def _brightened(path: Path, picture: Image.Image, content: IO[bytes]) -> Image.Image:
+    """A colour picture of 16 bits whose white is a smaller number, as a 12-bit camera writes it, with white as white.
+
+    Pillow keeps the upper 8 of the 16 bits, so few levels are left.
+    """
+    stated, num_bits = _stated_white(picture, content)
+    white = 255 if stated is None or num_bits != 16 else stated >> 8
+    if white == 0:
+        raise FastcifarError(f"{path} has 16-bit colours with values up to {stated:,} only: scale it to 0..65,535")
+    most = max(top for _, top in picture.convert("RGB").getextrema())  # type: ignore[misc] # a pair for each colour
+    if white == 255 or most > white:
+        return picture
+    bright = [round(min(value, white) * 255 / white) for value in range(256)]
+    return picture.point(bright * 3 + (list(range(256)) if picture.mode == "RGBA" else []))
 
 
 def _png_significant_bits(content: IO[bytes]) -> int | None:
