@@ -15,6 +15,7 @@ from fastcifar.kernels.gather_numba import augment_into
 from fastcifar.pipeline.augment import (
     NUM_LEVELS,
     AugmentParams,
+    _rotation_table_on,
     affine_coeffs,
     choose_subset,
     crop_flip_rotate,
@@ -103,6 +104,12 @@ def test_golden_draws() -> None:
     assert draw_order(42, 0, torch.arange(50_000))[:4].tolist() == [43631, 25769, 34914, 22886]
     assert draw_order(42, 1, torch.arange(50_000))[:4].tolist() == [42966, 40798, 33058, 26492]
     assert choose_subset(torch.arange(50_000), 4).tolist() == [4562, 15889, 27764, 45003]
+
+
+def test_the_table_of_angles_is_copied_to_a_device_once() -> None:
+    table = _rotation_table_on(15, torch.device("cpu"))
+    assert table.shape == (NUM_LEVELS, 6)
+    assert _rotation_table_on(15, torch.device("cpu")) is table
 
 
 def test_draws_do_not_depend_on_how_indices_are_split() -> None:

@@ -1,6 +1,5 @@
 import dataclasses
 import json
-from collections import Counter
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from click.testing import CliRunner
 from convolutions import Layer
 from support.containers import TRAIN_IMAGES, TRAIN_LABELS
+from support.tiny_benchmark import cut_short
 from support.tiny_world import tiny_world
 
 from fastcifar.data.beton import write_beton
@@ -74,11 +74,7 @@ def run(command: Any, *arguments: str) -> str:
 
 
 def test_throughput_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "_CEILING_S", 0.0)
-    monkeypatch.setattr(budget, "USUAL_S", 1.0)
-    monkeypatch.setattr(
-        convolutions, "find_layers", lambda: Counter({Layer(32, 32, 3, 1, 8): 2, Layer(3, 8, 3, 2, 8): 1})
-    )
+    cut_short(monkeypatch)
     few = {name: baselines.CONTENDERS[name] for name in ("published", "stock FFCV", "fastcifar resident")}
     monkeypatch.setattr(throughput, "CONTENDERS", few)  # the test above has all of them
     out = tmp_path / "throughput.json"
@@ -122,6 +118,28 @@ def test_throughput_measures_and_writes(tiny_data: Path, tmp_path: Path, monkeyp
         assert 0.1 < row["peak_memory_gib"] < 10
     assert content["machine"]["versions"]["ffcv"] == "1.0.2"
     assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_our_gather_is_part_of_a_step_and_not_of_waiting_for_data(tiny_data: Path) -> None:
+    read: list[int] = []
+    build = baselines.CONTENDERS["fastcifar resident"].build
+    recipe = dataclasses.replace(get_recipe("sgd92"), global_batch_size=20)
+    contender = build(recipe, load_train(tiny_data), tiny_data, CPU, precision="fp32", num_workers=1)
+    assert isinstance(contender, baselines.FastCifar)
+    loader = contender._loader
+    real_read = loader.read
+
+    def record(step: torch.Tensor) -> Any:
+        read.append(int(step))
+        return real_read(step)
+
+    loader.read = record  # type: ignore[method-assign]
+    batches = contender.batches()
+    batch = next(batches)
+    assert read == []
+    contender.step(*batch)
+    assert read == [0]
+    batches.close()
 
 
 STEPS = dict.fromkeys(baselines.CONTENDERS, 2.0) | {"published": 4.0}

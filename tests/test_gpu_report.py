@@ -1,20 +1,16 @@
 import functools
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import gpu_report
 import pytest
 from click.testing import CliRunner
 from support.command_line import ENVIRONMENT, PROGRAMS
-
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "benchmarks")]
-
-import gpu_report  # noqa: E402
-import throughput  # noqa: E402
-from baselines import CONTENDERS  # noqa: E402
 
 TINY = ["--device", "cpu", "--images", "40", "--batch-size", "8", "--rounds", "1", "--epochs", "1", "--seeds", "1"]
 
@@ -32,22 +28,39 @@ def found(out: Path, stage: str) -> dict[str, Any]:
     return {key: row["found"] for key, row in rows.items()}
 
 
+def run_as_a_program(out: Path, data: Path, *, has_ffcv: bool, arguments: list[str]) -> None:
+    """In a process of its own whose processes cannot import FFCV either, as on a GPU host with a bare checkout."""
+    command = [sys.executable, "-W", "ignore", str(PROGRAMS / "tiny_gpu_report.py"), "--out", str(out)]
+    paths = [ENVIRONMENT["PYTHONPATH"]] if has_ffcv else [str(PROGRAMS / "without_ffcv"), ENVIRONMENT["PYTHONPATH"]]
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
+    command += ["--data", str(data), *TINY, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
-def test_all_stages_on_a_cpu_with_tiny_sizes(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "_TIMED_STEPS", 1)
-    few = {name: CONTENDERS[name] for name in ("published", "fastcifar resident")}
-    monkeypatch.setattr(throughput, "CONTENDERS", few)  # test_benchmarks.py has all of them
-    run(tmp_path, tiny_data)
-    stages = {stage: found(tmp_path, stage) for stage in gpu_report.STAGES}
+@pytest.mark.parametrize("has_ffcv", [True, False])
+def test_all_stages_on_a_cpu_with_tiny_sizes(tiny_data: Path, tmp_path: Path, has_ffcv: bool) -> None:
+    out = tmp_path / "out"
+    run_as_a_program(out, tiny_data, has_ffcv=has_ffcv, arguments=[])
+    stages = {stage: found(out, stage) for stage in gpu_report.STAGES}
     assert not [row for rows in stages.values() for row in rows.values() if isinstance(row, dict) and "error" in row]
+    assert stages["tests"]["pytest"]["passed"]
     assert stages["tests"]["pixels"] == {"angle_levels": 65536, "images_that_differ": 0}
     losses = stages["tests"]["losses"]
-    assert list(losses) == ["cpu"]
-    assert len(losses["cpu"]) == 5
+    assert losses["not done"] == "there is no GPU to compare with"
+    assert len(losses["losses"]["cpu"]) == 5
     assert list(stages["switches"]) == ["all off, turn 1", "all on, turn 1", "all on, turn 2", "all off, turn 2"]
+    for name in ("sgd92", "adam89"):
+        (table,) = stages["throughput"][name]["results"]
+        assert {row["name"] for row in table["contenders"]} >= {"published", "fastcifar resident"}
+        assert set(table["failures"]) == (set() if has_ffcv else {"stock FFCV"})
     assert list(stages["recipes"]) == ["sgd92, seed 42", "adam89, seed 42"]
     assert set(stages["profile"]["l2"]) == set(stages["distributed"]["nccl, one rank"]) == {"not done"}
-    assert "**Not measured on a GPU**" in (tmp_path / "report.md").read_text()
+    assert "**Not measured on a GPU**" in (out / "report.md").read_text()
+    files = [path for path in out.iterdir() if path.is_file()]
+    assert len(files) <= 8
+    assert all(path.stat().st_size < 1 << 24 for path in files)
 
 
 def test_a_stage_goes_on_where_it_was_cut_off(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,12 +85,37 @@ def test_a_stage_goes_on_where_it_was_cut_off(tiny_data: Path, tmp_path: Path, m
     assert made == ["good", "bad", "late", "late"]
 
 
+def test_a_stage_ends_in_time(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a measurement that would take too long, if it takes as long as the longest one before it."""
+    seconds = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: seconds)
+    monkeypatch.setattr(time, "perf_counter", lambda: seconds)
+
+    def measure(takes: float) -> None:
+        nonlocal seconds
+        seconds += takes
+
+    def stage(_: gpu_report.Campaign) -> gpu_report.Measurements:
+        return {f"{takes} s": functools.partial(measure, takes) for takes in (200, 120, 150, 10)}
+
+    monkeypatch.setitem(gpu_report.STAGES, "steps", stage)
+    output = run(tmp_path, tiny_data, "--stage", "steps")
+    assert list(found(tmp_path, "steps")) == ["200 s", "120 s"]  # 320 s are used up, and 200 s more would be too long
+    assert "steps: no time for 150 s: repeat the command for what is left" in output
+    run(tmp_path, tiny_data, "--stage", "steps")
+    assert list(found(tmp_path, "steps")) == ["200 s", "120 s", "150 s", "10 s"]
+
+
+@pytest.mark.parametrize(("last", "agrees"), [(2.0, True), (3.0, False)])
+def test_losses_agree_on_the_first_step_and_on_average(last: float, agrees: bool) -> None:
+    compared = gpu_report.compared({"cpu": [2.3, 2.2, 2.0], "cuda": [2.31, 2.2, last]})
+    assert compared["agree"] == agrees
+    assert compared["first_differs_by"] == pytest.approx(0.01 / 2.31)
+    assert not gpu_report.compared({"cpu": [2.3, 2.2], "cuda": [2.35, 2.2]})["agree"]
+
+
 def test_it_runs_without_ffcv(tiny_data: Path, tmp_path: Path) -> None:
-    """As on a GPU host that has torch and a bare checkout."""
-    command = [sys.executable, str(PROGRAMS / "without_ffcv.py"), "--out", str(tmp_path), "--data", str(tiny_data)]
-    command += [*TINY, "--stage", "steps"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_as_a_program(tmp_path, tiny_data, has_ffcv=False, arguments=["--stage", "steps"])
     losses = found(tmp_path, "steps")["steps"]
     assert isinstance(losses, list)
     assert len(losses) == 5

@@ -1,3 +1,4 @@
+import contextlib
 import importlib
 import subprocess
 import sys
@@ -150,14 +151,62 @@ def test_streaming_keeps_torchs_thread_count(tiny_data: Path) -> None:
         assert torch.get_num_threads() == 2
 
 
-@pytest.mark.slow
-def test_a_compiled_gather_gives_the_same_pixels() -> None:
-    loader = build_resident(build_planner())
-    expected = read_epoch(loader, 2)
-    loader.read = torch.compile(loader.read, dynamic=False)  # type: ignore[method-assign]
-    for (images, labels), (other_images, other_labels) in zip(expected, read_epoch(loader, 2), strict=True):
-        assert torch.equal(images, other_images)
-        assert torch.equal(labels, other_labels)
+def test_copies_to_cuda_have_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for what, with torch.cuda replaced by a recorder: no GPU takes part."""
+    log: list[str] = []
+
+    class Event:
+        num_made = 0
+
+        def __init__(self) -> None:
+            kind, slot = divmod(Event.num_made, 2)
+            self.name = f"{('copied', 'trained')[kind]} {slot}"
+            Event.num_made += 1
+
+        def synchronize(self) -> None:
+            log.append(f"host waits for {self.name}")
+
+        def record(self, stream: "Stream") -> None:
+            log.append(f"{self.name} on {stream.name}")
+
+    class Stream:
+        def __init__(self, name: Any) -> None:
+            self.name = name if name == "training" else "copies"
+
+        def wait_stream(self, other: "Stream") -> None:
+            log.append(f"{self.name} waits for {other.name}")
+
+        def wait_event(self, event: Event) -> None:
+            log.append(f"{self.name} waits for {event.name}")
+
+    empty_like = torch.empty_like
+    monkeypatch.setattr(torch, "empty_like", lambda tensor, **_: empty_like(tensor))  # pinned memory needs a GPU
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Stream("training"))
+    loader = StreamedLoader.__new__(StreamedLoader)
+    loader._device = CPU
+    loader._images = torch.zeros(2, 4, 32, 32, 3, dtype=torch.uint8)
+    loader._labels = torch.zeros(2, 4, dtype=torch.int64)
+    batches = [(TRAIN_IMAGES[start : start + 4], np.arange(start, start + 4)) for start in (0, 4, 8)]
+    for step in loader._copy_to_cuda(batch for batch in batches):
+        log.append(f"step {step}")
+        images, labels = loader.read(torch.tensor([step]))
+        assert torch.equal(images, torch.from_numpy(batches[step][0]))
+        assert torch.equal(labels, torch.from_numpy(batches[step][1]))
+    expected = ["copies waits for training"]
+    for step in range(3):
+        slot = step % 2
+        expected += [
+            f"host waits for copied {slot}",  # its pinned memory is free
+            f"copies waits for trained {slot}",  # its place on the device is free
+            f"copied {slot} on copies",
+            f"training waits for copied {slot}",
+            f"step {step}",
+            f"trained {slot} on training",
+        ]
+    assert log == expected
 
 
 @pytest.mark.gpu
