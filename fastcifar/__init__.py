@@ -1,7 +1,7 @@
 """The classic CIFAR-10 ResNet-18, trained fast and exactly.
 
-What a script needs is here by name. Each name's module is imported when the name is first used, so that importing this
-package costs nothing.
+The public functions and classes are here by name. A name's module is imported on first use, so importing this package
+costs nothing.
 """
 
 import importlib

@@ -1,6 +1,6 @@
-"""torchrun's world: which process this is, how many there are, and what they tell each other.
+"""torchrun's world: which process this is, how many there are, and how they communicate.
 
-A single process is a world of one, for which nothing is set up and nothing is sent.
+A single process is a world of one, which needs no set-up and no communication.
 """
 
 import contextlib
@@ -22,18 +22,18 @@ T = TypeVar("T")
 
 
 class LostPeerError(FastcifarError):
-    """Another process of the world is gone, or cannot be reached."""
+    """Another process of the world has ended, or cannot be reached."""
 
 
 @dataclass(frozen=True)
 class World:
-    """The processes that train together, one a device, seen from one of them.
+    """The processes that train together, one per device, seen from one of them.
 
     Attributes:
-        rank: of this process, 0..size-1. Rank 0 writes the files and speaks.
-        size: how many there are, on all machines.
-        local_rank: of this process on its machine; the index of its GPU.
-        local_size: how many there are on its machine.
+        rank: the rank of this process, 0..size-1. Rank 0 writes the files and prints the messages.
+        size: the number of processes, on all machines.
+        local_rank: the rank of this process on its machine; the index of its GPU.
+        local_size: the number of processes on its machine.
         num_restarts: how often torchrun has restarted all of them because one failed.
     """
 
@@ -80,10 +80,10 @@ class World:
 
     @contextlib.contextmanager
     def peers_needed(self) -> Iterator[None]:
-        """Turn what torch raises when another rank has died into one line.
+        """Turn the errors that torch raises when another rank has died into one line.
 
         Raises:
-            LostPeerError: it has.
+            LostPeerError: another rank has died.
         """
         try:
             yield
@@ -105,7 +105,7 @@ def world_from_env() -> World:
     """This process's place in the world, from torchrun's environment variables; a world of one without them.
 
     Raises:
-        FastcifarError: the environment is incomplete, or its values are no numbers.
+        FastcifarError: the environment is incomplete, or its values are not numbers.
     """
     is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
 
@@ -129,17 +129,17 @@ def world_from_env() -> World:
     )
 
 
-# What starts a program several times, and the variable in which it tells each process how many there are.
+# Launchers that start a program several times, by the variable that tells each process how many there are.
 _LAUNCHERS = {"SLURM_NTASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
 
 
 def launcher_hint() -> str:
-    """What to do where a cluster's launcher started several processes that do not know of each other; else empty."""
+    """What to do if a cluster's launcher started several processes that do not know of each other; empty otherwise."""
     for variable, launcher in _LAUNCHERS.items():
         num_tasks = os.environ.get(variable, "")
         if num_tasks.isdecimal() and int(num_tasks) > 1 and "WORLD_SIZE" not in os.environ:
             return (
-                f"{variable} is {num_tasks}, but without torchrun each process trains a run of its own: let {launcher} "
+                f"{variable} is {num_tasks}, but without torchrun each process trains a separate run: let {launcher} "
                 "start one `torchrun --nproc-per-node GPUS -m fastcifar train ...` on each machine"
             )
     return ""
@@ -149,8 +149,8 @@ def launcher_hint() -> str:
 def init_distributed() -> Iterator[World]:
     """Join torchrun's process group for the length of the context; a nested call does nothing.
 
-    Tensors on CUDA devices travel through NCCL, those on the CPU through gloo. Ranks other than 0, which have nothing
-    to save, die of SIGINT and SIGTERM at once, even within a collective.
+    NCCL transfers tensors on CUDA devices, gloo those on the CPU. Ranks other than 0 have nothing to save, so SIGINT
+    and SIGTERM end them at once, even within a collective.
 
     Raises:
         LostPeerError: the others cannot be reached, or one of them dies.
@@ -167,7 +167,7 @@ def init_distributed() -> Iterator[World]:
         torch.cuda.set_device(world.local_rank)
     try:
         store, rank, size = next(rendezvous("env://"))
-        # torchrun keeps its store over a restart, with the addresses of processes that are gone.
+        # torchrun keeps its store over a restart, with the addresses of processes that have ended.
         store = dist.PrefixStore(f"restart {world.num_restarts}", store)  # type: ignore[attr-defined]
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:

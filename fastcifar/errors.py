@@ -1,8 +1,8 @@
-"""The one exception type for what a user can act on, the one for a run that was told to stop, and their text."""
+"""Exceptions for errors that a user can correct and for runs that are stopped, and their one-line texts."""
 
 
 class FastcifarError(Exception):
-    """Something is wrong that the user can put right.
+    """An error that the user can correct.
 
     The message is one line: what is wrong, with which file or value, and what to do. The command line prints it
     and exits with code 2; library users catch this one type.
@@ -13,7 +13,7 @@ class ArgumentError(FastcifarError):
     """An argument has a value that cannot be used.
 
     Args:
-        argument: its name, with which the message begins. The command line shows the option of that name instead.
+        argument: its name, which begins the message. The command line shows the option of that name instead.
         problem: what is wrong with it, and what to do.
     """
 
@@ -23,11 +23,11 @@ class ArgumentError(FastcifarError):
 
 
 class DivergedError(FastcifarError):
-    """A run's loss is not finite, and training on would not change that.
+    """A run's loss is not finite, and further training would not change that.
 
     Args:
-        reason: in which step of which epoch.
-        saved: what of the run is saved.
+        reason: the step and epoch in which it happened.
+        saved: what is saved of the run.
     """
 
     def __init__(self, reason: str, saved: str) -> None:
@@ -35,11 +35,11 @@ class DivergedError(FastcifarError):
         self.reason = reason
 
 
-class Interrupted(Exception):  # noqa: N818 (like KeyboardInterrupt, no error)
-    """SIGINT, SIGTERM or SIGHUP ended a run early; the message says what of it is saved.
+class Interrupted(Exception):  # noqa: N818 (like KeyboardInterrupt, not an error)
+    """SIGINT, SIGTERM or SIGHUP ended a run early; the message says what is saved.
 
     Attributes:
-        signal_number: which of them.
+        signal_number: the number of that signal.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:
@@ -48,10 +48,10 @@ class Interrupted(Exception):  # noqa: N818 (like KeyboardInterrupt, no error)
 
 
 def one_line(text: str) -> str:
-    """Text as one line that a terminal only shows: what it would obey is written out (a file may be named anything)."""
+    """Text as one line for a terminal; control characters are escaped, because a file name may contain them."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, as one short line for the inside of another message."""
+    """An exception's text as one short line, for use inside another message."""
     return one_line(" ".join(str(error).split()) or type(error).__name__)[:200]

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all."""
+"""Files that are complete or do not exist."""
 
 import contextlib
 import fcntl
@@ -17,16 +17,16 @@ from fastcifar.errors import FastcifarError
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file under a temporary name in the same folder; rename it once it is complete and synced.
 
-    At any moment `path` holds its former content or all of the new one. Parent folders are made.
+    At any moment `path` holds its former content or all of the new content. Parent folders are created.
 
     Args:
-        path: the file to make or replace.
+        path: the file to create or replace.
 
     Yields:
         The temporary path to write to.
 
     Raises:
-        FastcifarError: the file system refuses.
+        FastcifarError: the file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
@@ -44,7 +44,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an operating system's refusal to write `path` into one line that names it."""
+    """Turn an operating system's error in writing `path` into one line that names it."""
     try:
         yield
     except FileExistsError as error:
@@ -55,10 +55,10 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(folder: Path, message: str) -> Iterator[None]:
-    """Hold a lock on an existing folder; the lock ends with the process, even when that is killed.
+    """Hold a lock on an existing folder; the lock ends with the process, even if the process is killed.
 
     Raises:
-        FastcifarError: with this message, another process or thread holds it.
+        FastcifarError: another process or thread holds it; the text is `message`.
     """
     with writing(folder):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -68,30 +68,30 @@ def locked(folder: Path, message: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise FastcifarError(message) from error
         except OSError:
-            pass  # some network file systems know no locks; better without one than not at all
+            pass  # some network file systems have no locks; continue without one
         yield
     finally:
         os.close(descriptor)
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether it is a temporary file of `replacing` in a killed process."""
+    """Whether it is a temporary file that `replacing` left in a killed process."""
     return re.fullmatch(r"\..+\.[0-9]+\.tmp", path.name) is not None
 
 
 def default_cache_dir() -> Path:
-    """Where this package keeps what it can make or download again; it may not be there yet."""
+    """The folder for files that can be made or downloaded again; it may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    if Path(base).is_absolute():  # the XDG specification has anything else ignored
+    if Path(base).is_absolute():  # the XDG specification says to ignore anything else
         return Path(base) / "fastcifar"
     try:
         return Path.home() / ".cache" / "fastcifar"
-    except RuntimeError:  # a user without a home, as containers may have
+    except RuntimeError:  # a user without a home folder, as in some containers
         return Path(tempfile.gettempdir()) / "fastcifar"
 
 
 def sync(path: Path) -> None:
-    """Ask the operating system to put a file's content, or a folder's entries, on the disk."""
+    """Ask the operating system to write a file's content, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -30,18 +30,18 @@ def describe_environment() -> dict[str, Any]:
 
 
 def count_cpus() -> int:
-    """How many CPUs this process may keep busy: those it is bound to, but no more than its container's share."""
+    """The number of CPUs that this process may use: those it is bound to, but at most its container's share."""
     limits = _cgroup_limits("cpu", ("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
-    # Each is a quota and a period, of which -1 is no quota.
+    # Each is a quota and a period; a quota of -1 means no limit.
     shares = [math.ceil(values[0] / values[1]) for values in limits if len(values) == 2 and min(values) > 0]
     return min([len(os.sched_getaffinity(0)), *shares])
 
 
 def free_memory() -> int:
-    """Bytes of memory that this process may still take, in its container too; what the page cache holds counts as free.
+    """Bytes of memory that this process may still take, in its container too; the page cache counts as free.
 
     Raises:
-        OSError: the system does not say.
+        OSError: the system does not report it.
     """
     lines = (_PROC / "meminfo").read_text(encoding="utf-8").splitlines()
     free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
@@ -53,10 +53,10 @@ def free_memory() -> int:
 
 
 def _cgroup_limits(controller: str, version_2: tuple[str, ...], version_1: tuple[str, ...]) -> Iterator[list[int]]:
-    """The numbers in these files, of each control group that this process is in and that sets a limit.
+    """The numbers in these files, for each control group that this process is in and that sets a limit.
 
-    A container sees its own group as the topmost one; elsewhere each group is bound by those above it. Of
-    "file:key" the number after that key is meant.
+    A container sees its own group as the topmost one; elsewhere each group is bound by those above it. "file:key" means
+    the number after that key.
     """
     try:
         lines = (_PROC / "self/cgroup").read_text(encoding="utf-8").splitlines()
@@ -78,14 +78,14 @@ def _cgroup_limits(controller: str, version_2: tuple[str, ...], version_1: tuple
 
 
 def _numbers(folder: Path, name: str) -> list[int]:
-    """All numbers in a file, or that after a key."""
+    """All numbers in a file, or the one after a key."""
     file, _, key = name.partition(":")
     words = (folder / file).read_text(encoding="utf-8").split()
     return [int(words[words.index(key) + 1])] if key else list(map(int, words))
 
 
 def describe_cpu() -> str:
-    """The processor's name as it states it itself."""
+    """The processor's name for itself."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -94,7 +94,7 @@ def describe_cpu() -> str:
 
 
 def cpu_flags() -> frozenset[str]:
-    """The instruction sets and other features that the processor states, by Linux's names; empty on another system."""
+    """The processor's instruction sets and other features, by their Linux names; empty on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -115,13 +115,13 @@ def find_compiler() -> list[str] | None:
 
 
 def package_versions() -> dict[str, str]:
-    """The versions of this package and of those whose arithmetic it rests on."""
+    """The versions of this package and of the packages that do its arithmetic."""
     packages = ("torch", "torchvision", "ffcv", "numpy", "numba", "pillow")
     return {"fastcifar": __version__} | {package: _package_version(package) for package in packages}
 
 
 def _package_version(package: str) -> str:
-    """What the package's metadata says, or "unknown": a copied or repackaged installation may lack it."""
+    """The version in the package's metadata, or "unknown": a copied or repackaged installation may lack metadata."""
     try:
         return importlib.metadata.version(package) or "unknown"
     except (importlib.metadata.PackageNotFoundError, KeyError):
@@ -129,14 +129,14 @@ def _package_version(package: str) -> str:
 
 
 def check_installed(extra: str, *packages: str) -> None:
-    """Refuse what needs packages that are not installed.
+    """Check that optional packages are installed.
 
     Args:
-        extra: of this package's installation, that brings them.
-        packages: as they are imported.
+        extra: the extra of this package that installs them.
+        packages: their import names.
 
     Raises:
-        FastcifarError: one is missing; it says how to install it.
+        FastcifarError: one is missing; the message says how to install it.
     """
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if missing:

@@ -1,4 +1,4 @@
-"""The recipes, as data. Adding one is adding an entry to `RECIPES`."""
+"""The recipes, as data. To add a recipe, add an entry to `RECIPES`."""
 
 import math
 import re
@@ -13,25 +13,25 @@ Schedule = Literal["cosine", "step"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained, apart from anything that must not change the result.
+    """How a model is trained, without choices that must not change the result, such as the device.
 
     Attributes:
-        name: by which the command line knows it.
-        published_accuracy: what its authors report, 0..1, or None.
+        name: its name on the command line.
+        published_accuracy: the accuracy that its authors report, 0..1, or None.
         epochs: passes over the training set.
-        global_batch_size: images a step, over all devices.
+        global_batch_size: images per step, over all devices.
         optimizer: "sgd" or "adam".
-        learning_rate: at the start.
+        learning_rate: the initial one.
         weight_decay: L2 penalty, added to the gradient.
         schedule: "cosine" falls to 0 at the last epoch's end; "step" multiplies by `step_factor` every `step_epochs`.
-        momentum: of SGD.
+        momentum: SGD's momentum.
         step_epochs: see `schedule`.
         step_factor: see `schedule`.
         padding: black pixels on each side before the random crop.
         max_angle_deg: the random rotation lies in [-max_angle_deg, max_angle_deg).
         mean: subtracted from each channel, on the scale of [0, 1].
         std: each channel is divided by it, on the scale of [0, 1].
-        seed: of initialisation, order and augmentation.
+        seed: the seed of initialisation, order and augmentation.
 
     Raises:
         FastcifarError: a value cannot be trained with.
@@ -116,7 +116,7 @@ RECIPES = {
 
 
 def get_recipe(name: str) -> Recipe:
-    """Look a recipe up by its name.
+    """Look up a recipe by its name.
 
     Raises:
         FastcifarError: no recipe has that name.

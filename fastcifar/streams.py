@@ -1,4 +1,4 @@
-"""Standard output and standard error where they may be closed, full, or the terminal behind them gone."""
+"""Standard output and standard error that may be closed or full, or whose terminal may be gone."""
 
 import io
 import os
@@ -7,10 +7,10 @@ from typing import Any
 
 
 class StandardStream(io.FileIO):
-    """What a standard stream writes to.
+    """The raw file of a standard stream.
 
-    A write that fails says where it failed. A stream that `may_be_lost` drops what cannot be written instead: a
-    progress line that nobody can read is no reason to stop.
+    The error of a failed write names the stream. A stream that `may_be_lost` drops the text instead: a progress line
+    that nobody can read is no reason to stop.
 
     Args:
         number: the file descriptor, 1 or 2; it stays open.
@@ -33,22 +33,20 @@ class StandardStream(io.FileIO):
 
 
 def open_standard_streams() -> None:
-    """Give the process standard streams that can be relied on; called once, before anything else is opened.
+    """Give the process reliable standard streams; called once, before anything else is opened.
 
-    Where the shell closed one (`2>&-`), Python has None in its place, and the next file that is opened would take its
-    number: a library that writes to number 2 would write into a checkpoint. /dev/null takes the number instead.
+    If the shell closed one (`2>&-`), Python sets it to None, and the next file that is opened would get its descriptor:
+    a library that writes to descriptor 2 would write into a checkpoint. /dev/null takes the descriptor instead.
     """
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(
-                os.open(os.devnull, os.O_RDWR), True
-            )  # it takes the lowest number that is free: this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest free descriptor: this one
     for number, name in ((1, "stdout"), (2, "stderr")):
         former = getattr(sys, name)
         if former is not None and former is not getattr(sys, f"__{name}__"):
-            continue  # somebody put another stream in its place
+            continue  # someone has replaced the stream
         stream = io.TextIOWrapper(
             io.BufferedWriter(StandardStream(number)),
             encoding=getattr(former, "encoding", None),

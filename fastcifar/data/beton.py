@@ -1,9 +1,9 @@
 """FFCV's .beton file: written by FFCV, validated and read without it.
 
-FFCV trusts every byte of a file: some damage makes it crash, some makes it return other pixels. So a file is used only
+FFCV trusts every byte of a file: some damage makes it crash, some makes it return wrong pixels. So a file is used only
 after `parse` has checked every entry. FFCV takes seconds to import, and only `write_beton` imports it.
 
-The layout, little-endian: a header, one descriptor a field, one metadata record a sample, then (from the next
+The layout, little-endian: a header, one descriptor per field, one metadata record per sample, then (from the next
 multiple of the page size) pages of pixel data, then the allocation table up to the end of the file.
 """
 
@@ -45,9 +45,9 @@ _FIELDS = ((2, b"image"), (1, b"label"))  # FFCV's type ids of RGBImageField and
 
 @contextlib.contextmanager
 def ffcv_side_effects_undone() -> Iterator[None]:
-    """Keep torch's thread count, which FFCV resets on import and whenever it makes or starts a loader.
+    """Keep torch's thread count, which FFCV resets on import and whenever it creates or starts a loader.
 
-    The warnings of its imports are silenced too.
+    Warnings from its imports are silenced too.
     """
     import torch  # here, because it takes seconds and reading a file does not need it
 
@@ -81,8 +81,8 @@ class _OrdinaryCounter:
 def _ordinary_memory() -> Iterator[None]:
     """Give FFCV's writer ordinary memory instead of shared memory.
 
-    It shares its metadata and its counters with its worker processes through /dev/shm. A container may have too
-    little of that, and then the process dies by SIGBUS. `write_beton` has no worker processes.
+    The writer shares metadata and counters with its worker processes through /dev/shm. If a container has too little of
+    that, the process crashes with SIGBUS. `write_beton` has no worker processes.
     """
     from ffcv import memory_allocator, writer
 
@@ -104,7 +104,7 @@ def write_beton(path: Path, images: Images, labels: Labels, page_size: int = MIN
         path: the file to write.
         images: `(N, 32, 32, 3)` uint8, N at least 1.
         labels: `(N,)` uint8 in 0..9.
-        page_size: bytes a page, a power of two from `MIN_PAGE_SIZE` to `MAX_PAGE_SIZE`.
+        page_size: bytes per page, a power of two from `MIN_PAGE_SIZE` to `MAX_PAGE_SIZE`.
 
     Raises:
         FastcifarError: the file cannot be written.
@@ -119,7 +119,7 @@ def write_beton(path: Path, images: Images, labels: Labels, page_size: int = MIN
         from ffcv.writer import DatasetWriter, handle_sample
 
     class InProcessWriter(DatasetWriter):  # type: ignore[misc]
-        """FFCV's writer without its worker processes: it never returns if one of them fails, on a full disk say."""
+        """FFCV's writer without its worker processes: it hangs if one of them fails, for example on a full disk."""
 
         def _write_common(self, num_samples: int, queue_content: Iterable[Any], _: Any, arguments: tuple[Any]) -> None:
             self.num_samples = num_samples
@@ -147,19 +147,19 @@ def write_beton(path: Path, images: Images, labels: Labels, page_size: int = MIN
 
 
 def remedy(data_dir: Path) -> str:
-    """What to do about a damaged file of a data folder, for the end of an error's message."""
+    """What to do about a damaged file in a data folder, for the end of an error message."""
     return f"write it again with `fastcifar prepare --force --out {shlex.quote(str(data_dir))}`"
 
 
 def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Images, Labels]:
     """Check every entry of a .beton file of `write_beton`, and return its images and labels.
 
-    Only the structure is checked. Whether pixels and labels are right is told by the digests of the manifest.
+    Only the structure is checked. The digests in the manifest show whether pixels and labels are right.
 
     Args:
         content: the whole file, `(size,)` uint8.
-        path: named in errors.
-        num_images: how many it must hold.
+        path: the file's path, for error messages.
+        num_images: the number of images that it must hold.
 
     Returns:
         `(N, 32, 32, 3)` uint8 images, which may share memory with `content`, and `(N,)` uint8 labels.
@@ -195,7 +195,7 @@ def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Imag
     require((samples["mode"] == _RAW_MODE).all(), "image mode")
     require((samples["width"] == IMAGE_SIZE).all() and (samples["height"] == IMAGE_SIZE).all(), "image size")
     require(((samples["label"] >= 0) & (samples["label"] < NUM_CLASSES)).all(), "label")
-    # A single writer fills page after page in order, so every pointer has one right value.
+    # A single writer fills the pages in order, so every pointer has one correct value.
     index = np.arange(num_images, dtype=np.uint64)
     page, slot = np.divmod(index, np.uint64(page_size // _IMAGE_BYTES))
     pointers = np.uint64(pages_start) + page * np.uint64(page_size) + slot * np.uint64(_IMAGE_BYTES)

@@ -1,4 +1,4 @@
-"""What CIFAR-10 is: its classes, shapes, digests and split.
+"""The definition of CIFAR-10: its classes, shapes, digests and split.
 
 Images are `(N, 32, 32, 3)` uint8 (row, column, RGB) and labels `(N,)` uint8 everywhere in this package.
 """
@@ -71,7 +71,7 @@ def content_digest(images: Images, labels: Labels) -> str:
         64 hexadecimal digits.
     """
     digest = hashlib.sha256()
-    for start in range(0, len(images), 1000):  # a chunk stays in the cache between its transposition and its hash
+    for start in range(0, len(images), 1000):  # a chunk stays in the cache between transposing and hashing
         chunk = images[start : start + 1000]
         records = np.empty((len(chunk), 1 + 3 * _PIXELS), np.uint8)
         records[:, 0] = labels[start : start + 1000]
@@ -83,8 +83,8 @@ def content_digest(images: Images, labels: Labels) -> str:
 def split_test_set(labels: Labels) -> dict[SplitName, NDArray[np.int64]]:
     """Halve the official test set into validation and test, the same number of each class in both.
 
-    The published recipes halve it without saying how. Here a counter-based hash with a fixed seed ranks the images
-    of each class; the lower half is validation. It does not depend on a run's seed.
+    The published recipes halve it without saying how. Here a counter-based hash with a fixed seed, which is not the
+    run's, ranks the images of each class; the lower half is validation.
 
     Args:
         labels: `(N,)` uint8, the official test labels in their order.

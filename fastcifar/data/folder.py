@@ -23,7 +23,7 @@ STAGING = ".preparing"
 
 
 def is_prepared(data_dir: Path) -> bool:
-    """Whether the folder has a manifest. Whether its data are sound is checked when they are loaded."""
+    """Whether the folder has a manifest. Its data is checked when it is loaded."""
     return os.path.exists(data_dir / MANIFEST)  # noqa: PTH110 (unlike Path.exists, False for an impossible name)
 
 
@@ -31,7 +31,7 @@ def is_untouched(data_dir: Path) -> bool:
     """Whether the folder is missing, or empty apart from the temporary files of an interrupted `prepare`.
 
     Raises:
-        FastcifarError: it cannot be read.
+        FastcifarError: the folder cannot be read.
     """
     try:
         return all(path.name == STAGING for path in data_dir.iterdir())
@@ -132,7 +132,7 @@ def _unpack_mask(mask: str) -> NDArray[np.bool_]:
 
 
 def num_images_of(split: SplitName) -> int:
-    """How many images a split has."""
+    """The number of images in a split."""
     return cifar10.SPEC.num_train if split == "train" else cifar10.SPEC.num_test // 2
 
 

@@ -1,6 +1,6 @@
 """A counter-based hash: the same 32 random bits for the same words, on any device, in any order.
 
-Every function works alike on numpy and torch int64 arrays, because it uses operators only. A 32-bit word lives in
+Every function accepts numpy and torch int64 arrays alike, because it uses operators only. A 32-bit word lives in
 an int64; it is masked after every operation and every multiplier's magnitude is below 2**31, so no product
 overflows and every shift is logical on every backend.
 """

