@@ -32,4 +32,4 @@ def test_eight_beside_each_other(num_errors: int, num_rows: int) -> None:
 
 def test_no_error_is_said() -> None:
     figure = draw_label_errors(TEST_IMAGES[:0], [], title="")
-    assert "Every image is taken for what its label says" in texts(figure)
+    assert "Every image is classified as its label says" in texts(figure)

@@ -35,7 +35,7 @@ def test_seeds_go_on_where_they_were_stopped(tiny_data: Path, tmp_path: Path) ->
         (44, "finished"),
     ]
     assert [read_config(folder / f"seed-{seed}").seed for seed in (42, 43, 44)] == [42, 43, 44]
-    with pytest.raises(FastcifarError, match=r"seed-42 is of other settings: epochs 2 and 3, step_epochs 1 and 2$"):
+    with pytest.raises(FastcifarError, match=r"seed-42 has other settings: epochs 2 and 3, step_epochs 1 and 2$"):
         train_seeds(tiny_settings(num_train_images=8), (42,), tiny_data, folder)
 
 
@@ -58,6 +58,6 @@ def test_a_seed_that_diverges_is_kept_and_not_tried_again(
         code, out, err = call(monkeypatch, capsys, *command)
         assert (code, err) == (0, "")
         assert "seed 42 diverged: the loss is not finite in step 1 of epoch 1" in out
-        assert "1 of 2 seeds are finished; the statistics are of these" in out
+        assert "1 of 2 seeds are finished; the statistics cover these" in out
     assert len(steps) == 2  # one step of either seed
     assert [run.state for run in read_repeats(Path("runs/adam89-seeds")).runs] == ["diverged", "finished"]

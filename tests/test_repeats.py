@@ -72,7 +72,7 @@ def test_a_diverged_seed_is_shown_and_counted(three: Path) -> None:
     assert table.rows[3] == ["45", "diverged", "", "", "", ""]
     assert table.remarks[:2] == [
         "seed 45 diverged: the loss is not finite in step 7",
-        "3 of 4 seeds are finished; the statistics are of these",
+        "3 of 4 seeds are finished; the statistics cover these",
     ]
     figure = draw_seeds([found])
     assert "Clean test accuracy 62.00% ± 4.97, 3 seeds, 1 diverged" in texts(figure)
@@ -96,7 +96,7 @@ def test_the_table_of_one_folder(three: Path) -> None:
     ]
     # d = 0.25 takes 253 a group (tables of power); 0.05 and 0.1 by 2 (1.959964 + 0.841621)^2 / d^2 = 6280, 1570, and
     # one more for Student's t.
-    telling = "to tell 0.1, 0.2, 0.5 points of clean accuracy apart takes 6,281, 1,571, 253 seeds of each"
+    telling = "to detect 0.1, 0.2, 0.5 points of clean accuracy takes 6,281, 1,571, 253 seeds of each"
     assert table.remarks == [f"{telling} (power 0.8 at the 0.05 level)"]
 
 
@@ -105,7 +105,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     found = read_repeats(tmp_path)
     (table,) = build_tables([found])
     assert [row[0] for row in table.rows] == ["42", "mean"]
-    assert table.remarks == ["one seed says nothing of the spread: no interval"]
+    assert table.remarks == ["one seed shows no spread: no interval"]
     figure = draw_seeds([found])
     assert text_of(figure, "test_accuracy-1-label") == "60.00%"
     assert lines_of(figure, "test_accuracy-1-interval") == []
@@ -142,7 +142,7 @@ def test_two_folders_are_compared_by_welch_or_seed_by_seed(three: Path, tmp_path
     clean = found.differences["test_accuracy"]
     assert (clean.n, round(clean.difference, 9), round(clean.sd, 9)) == ((3, 3), 0.02, 0.001)
     *_, table = build_tables(groups, found)
-    assert table.title == "better less three, points of accuracy (paired t test, 3 and 3 seeds)"
+    assert table.title == "better minus three, points of accuracy (paired t test, 3 and 3 seeds)"
     # t = 20 sqrt(3) with 2 degrees of freedom: p = 1 - t / sqrt(2 + t^2); half width 4.302653 * 0.1 / sqrt(3).
     assert table.rows[0] == ["clean", "+2.00", "+1.75 to +2.25", "0.00083"]
     assert table.remarks[-1] == "settings that differ: recipe adam89 and sgd92"
@@ -171,13 +171,13 @@ def test_folders_that_cannot_be_read_together_are_refused(three: Path, tmp_path:
     with pytest.raises(FastcifarError, match="were tested on None and on 10 images"):
         compare_repeats(read(three), read(tmp_path / "few"))
     write_seed(tmp_path / "one", 45, 0.6)
-    with pytest.raises(FastcifarError, match=r"one has 1 finished seeds: a difference takes 2 of each"):
+    with pytest.raises(FastcifarError, match=r"one has 1 finished seeds: a comparison needs 2 of each"):
         compare_repeats(read(three), read(tmp_path / "one"))
     with pytest.raises(FastcifarError, match="paired needs at least 2 seeds that both folders have finished, not 0"):
         compare_repeats(read(three), read(tmp_path / "one"), by_seed=True)
     write_seed(three, 46, 0.6, epochs=11, learning_rate=0.2)
     with pytest.raises(
-        FastcifarError, match=r"seed-46 is of other settings: epochs 11 and 10, learning_rate 0.2 and None"
+        FastcifarError, match=r"seed-46 has other settings: epochs 11 and 10, learning_rate 0.2 and None"
     ):
         read_repeats(three)
 

@@ -125,7 +125,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert [image["alt"] for image in page.images] == [
         "Loss, accuracy and learning rate over the epochs. Best validation accuracy 42.00%, epoch 3.",
         "Confusion matrix of the test images. Test accuracy 95.00%  (95% interval 76.39% to 99.11%).",
-        "Test images with what the model takes them for. 1 of 20 test images classified wrongly.",
+        "Test images with their predicted classes. 1 of 20 test images classified wrongly.",
         "Reliability diagram: accuracy over confidence. Expected calibration error 56.46%.",
         "Test images whose label the model finds least plausible. The least plausible label.",
     ]
@@ -212,7 +212,7 @@ def test_an_unfinished_run_says_how_to_go_on(tmp_path: Path) -> None:
         "Throughput": "100 img/s | training, median of 7 epochs (100 to 100)",
     }
     command = f"fastcifar train --resume {run_dir}"
-    assert f"This run is not finished: 7 of its 20 epochs are. Go on with {command}." in page.text
+    assert f"This run is not finished: 7 of its 20 epochs are. Continue with {command}." in page.text
     assert "Confusion matrix and samples follow when the run is finished." in page.text
     assert len(page.images) == 1
     assert "Accuracies" not in page.tables

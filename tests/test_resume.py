@@ -124,9 +124,9 @@ REFUSALS: dict[str, tuple[Any, str]] = {
     ),
     "no settings": (lambda run: edit(run, settings={}, num_epochs=7), "is damaged, or no checkpoint to go on from"),
     "the best weights only": (lambda run: shutil.copy(run / "best.pt", run / "last.pt"), "or no checkpoint to go on"),
-    "no checkpoint": (lambda run: (run / "last.pt").unlink(), "holds no last.pt to go on from: start a new run"),
+    "no checkpoint": (lambda run: (run / "last.pt").unlink(), "holds no last.pt to resume from: start a new run"),
     "finished": (lambda run: (run / "results.json").write_text("{}"), "is finished: there is nothing left to do"),
-    "no run": (lambda run: shutil.rmtree(run), "is no run directory: there is no such folder"),
+    "no run": (lambda run: shutil.rmtree(run), "is not a run directory: there is no such folder"),
 }
 
 

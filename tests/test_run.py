@@ -253,7 +253,7 @@ def test_an_existing_run_is_never_overwritten(finished_run: tuple[Path, Results]
     with pytest.raises(FastcifarError, match=rf"{out} is not empty: give a new directory with --out$"):
         run(tiny_data, out)
     (out / "results.json").unlink()
-    with pytest.raises(FastcifarError, match=rf"{out} is not empty: .* --out, or go on with --resume {out}$"):
+    with pytest.raises(FastcifarError, match=rf"{out} is not empty: .* --out, or continue with --resume {out}$"):
         run(tiny_data, out)
 
 

@@ -14,7 +14,7 @@ _PALE_BLUE, _PALE_ORANGE = "#8FBBD9", "#F6C9A8"
 
 
 def draw_calibration(calibration: Calibration, *, title: str) -> Figure:
-    """Accuracy over confidence in bins of equal width, and how many images each bin holds.
+    """Draw accuracy over confidence in bins of equal width, and the number of images in each bin.
 
     Args:
         calibration: from `metrics.calibrate`.
@@ -47,7 +47,7 @@ def _set_confidences(axes: Axes, heading: str) -> None:
 
 
 def _plot_reliability(axes: Axes, calibration: Calibration) -> None:
-    """A bar to each bin's accuracy, the gap to its mean confidence, and the diagonal where both agree."""
+    """A bar for each bin's accuracy, the gap to its mean confidence, and the diagonal where both agree."""
     _set_confidences(axes, "Accuracy by confidence")
     axes.set_ylim(0, 1)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -1,4 +1,4 @@
-"""Charts of runs, as PNG and SVG files: those of one run, and one that compares several.
+"""Charts of one run, and a chart that compares several, as PNG and SVG files.
 
 Nothing here needs torch, a display or pyplot's global state.
 """
@@ -28,19 +28,19 @@ from fastcifar.results.run_dir import remove_leftovers
 from fastcifar.results.samples import draw_samples
 from fastcifar.results.style import write_figures
 
-MAX_RUNS = len(RUN_COLORS)  # that a comparison can tell apart
+MAX_RUNS = len(RUN_COLORS)  # in one comparison
 
 
 def write_charts(run_dir: Path, out: Path | None = None) -> list[Path]:
     """Draw a run's charts, all of them before the first file is written.
 
     Args:
-        run_dir: of a run with at least one finished epoch.
+        run_dir: the directory of a run with at least one finished epoch.
         out: the folder to write to; None for `run_dir / "charts"`.
 
     Returns:
-        The paths of the files: `curves`, and for a run that is finished `confusion` and `samples`, each as .png and
-        .svg. Each replaces its predecessor atomically.
+        The paths of the files: `curves`, and for a finished run `confusion` and `samples`, each as .png and .svg. Each
+        replaces its predecessor atomically.
 
     Raises:
         FastcifarError: a file of the run is missing or unusable, or a chart cannot be written.
@@ -53,7 +53,7 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> list[Path]:
     """Draw several runs in one picture.
 
     Args:
-        run_dirs: of 2 to 8 different runs, each with at least one finished epoch.
+        run_dirs: the directories of 2 to 8 different runs, each with at least one finished epoch.
         out: the folder to write `comparison.png` and `comparison.svg` to.
 
     Raises:
@@ -74,7 +74,7 @@ def run_figures(run_dir: Path) -> dict[str, Figure]:
 
 
 def trust_figures(run_dir: Path) -> dict[str, Figure]:
-    """How far to trust the model of a run, and its test images' labels; nothing before it is finished."""
+    """Figures on how far to trust a run's model and its test labels; empty until the run is finished."""
     if left_out(run_dir):
         return {}
     tested, title = read_predictions(run_dir), _title(run_dir)
@@ -91,14 +91,14 @@ def _title(run_dir: Path) -> str:
 
 
 def left_out(run_dir: Path) -> str:
-    """Which charts a run has not got yet and why, in one line; empty where it has all."""
+    """Which charts a run does not have yet and why, in one line; empty if it has all."""
     if (run_dir / PREDICTIONS_FILE).exists() or (run_dir / RESULTS_FILE).exists():
         return ""
     return f"{run_dir} is not finished: confusion and samples are left out, because the model is tested at the end"
 
 
 def comparison_figure(run_dirs: Sequence[Path]) -> Figure:
-    """The figure of `write_comparison`: what runs have in common is in its title, what not beside their names."""
+    """The figure of `write_comparison`: shared properties are in its title, the others beside the runs' names."""
     names = name_runs(run_dirs)
     configs = [read_config(run_dir) for run_dir in run_dirs]
     metrics = [read_metrics(run_dir) for run_dir in run_dirs]
@@ -115,7 +115,7 @@ def comparison_figure(run_dirs: Sequence[Path]) -> Figure:
 
 
 def name_runs(run_dirs: Sequence[Path]) -> list[str]:
-    """A name for each run: its folder's, or its path where another run's folder is called the same.
+    """A name for each run: its folder's name, or its path if another run's folder has the same name.
 
     Raises:
         FastcifarError: there are more than 8, or one is given twice.
@@ -131,11 +131,11 @@ def name_runs(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def describe_run(config: RunConfig, num_epochs: int) -> dict[str, str]:
-    """What a run is, in parts of a few words; a part that goes without saying is empty.
+    """Describe a run in parts of a few words; a part is empty where the run has the usual value.
 
     Args:
         config: from `read_config`.
-        num_epochs: how many are finished.
+        num_epochs: the number of finished epochs.
     """
     epochs, num_images, all_images = config.epochs, config.num_train_images, cifar10.SPEC.num_train
     return {

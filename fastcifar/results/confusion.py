@@ -27,7 +27,7 @@ _PALE_BLUE, _ERROR_COLORS = "#DCEAF4", ("#FFFFFF", "#FCE0C8", "#F3A768", "#E5812
 def draw_confusion(labels: NDArray[np.integer[Any]], predictions: NDArray[np.integer[Any]], *, title: str) -> Figure:
     """The confusion matrix in row rates and counts, with every class's recall beside it.
 
-    Colour shows only the errors, on a scale of their own, so that the diagonal does not wash them out.
+    Colour shows only the errors, on a separate scale, so that the diagonal does not wash them out.
 
     Args:
         labels: `(N,)` integers in 0..9, N at least 1.
@@ -49,7 +49,7 @@ def draw_confusion(labels: NDArray[np.integer[Any]], predictions: NDArray[np.int
     with styled():
         figure = build_figure(7.2, headline, title)
         axes = figure.add_axes((0.135, 0.09, 0.675, 0.745))
-        # The square root lifts rare confusions off the white; a nearly perfect model is not painted as if it failed.
+        # The square root makes rare confusions visible; a nearly perfect model does not look as if it failed.
         norm = PowerNorm(0.5, vmin=0, vmax=max(0.05, float(np.nanmax(errors))))
         colormap = LinearSegmentedColormap.from_list("errors", _ERROR_COLORS).with_extremes(bad=_PALE_BLUE)
         axes.pcolormesh(errors, cmap=colormap, norm=norm, edgecolors=GRID, linewidth=1)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fastcifar.results.records import EpochMetrics
 from fastcifar.results.style import BLUE, GRID, INK, MARGIN, MUTED, VERMILLION, WIDTH, add_caption, build_figure, styled
 
-# Okabe and Ito's, but for their yellow, which is lost on white.
+# Okabe and Ito's colours except yellow, which is too pale on white.
 RUN_COLORS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C959F")
 
 Column = NDArray[np.float64]
@@ -26,8 +26,8 @@ class ComparedRun:
     """A run as a comparison shows it.
 
     Attributes:
-        name: short, and no other run's.
-        details: what sets it apart from the others.
+        name: a short, unique name.
+        details: how it differs from the others.
         metrics: as for `draw_curves`.
     """
 
@@ -40,7 +40,7 @@ def draw_curves(metrics: Sequence[EpochMetrics], *, title: str) -> Figure:
     """Loss and accuracy of training and validation over the epochs, and the learning rate below.
 
     Args:
-        metrics: of the epochs in order, at least one. Epochs count from 0 and are shown from 1.
+        metrics: those of the epochs in order, at least one. Epochs count from 0 and are shown from 1.
         title: which run this is, shown below the headline.
 
     Returns:
@@ -102,7 +102,7 @@ def draw_comparison(compared: Sequence[ComparedRun], *, title: str) -> Figure:
         title: what they have in common, shown below the headline.
 
     Returns:
-        A figure 8 inches wide, with a row for each run at its foot.
+        A figure 8 inches wide, with a row for each run at the bottom.
     """
     columns = [_columns(run.metrics) for run in compared]
     bests = [float(column["val_accuracy"].max()) for column in columns]
@@ -177,7 +177,7 @@ def _best(column: Mapping[str, Column]) -> int:
 
 
 def _add_panels(figure: Figure, bottom: float) -> list[tuple[str, Axes, Axes]]:
-    """Axes for the loss and for the accuracy, each above some for the learning rate; `bottom` inches stay free."""
+    """Axes for the loss and the accuracy, each above axes for the learning rate; `bottom` inches stay free."""
     height = figure.get_figheight()
     grid = figure.add_gridspec(
         2,
@@ -219,7 +219,7 @@ def _plot_curves(axes: Axes, epochs: Column, train: Column, val: Column, *, name
 
 
 def _set_value_range(axes: Axes, values: Column, *, is_accuracy: bool) -> None:
-    """Losses from 0, accuracies up to 100%; a loss that is not finite (a run that diverged) does not count."""
+    """Losses from 0, accuracies up to 100%; a loss that is not finite (a diverged run) does not count."""
     finite = values[np.isfinite(values)]
     if is_accuracy:
         axes.set_ylim(max(0.0, math.floor(10 * finite.min() - 0.3) / 10), 1.0)
@@ -246,12 +246,12 @@ def _set_epochs(strip: Axes, first: float, last: float) -> None:
     margin = 0.02 * (last - first) if last > first else 0.5
     strip.set_xlim(first - margin, last + margin)
     ticks = MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]).tick_values(first, last)
-    too_near = (ticks[1] - ticks[0]) / 3  # to an end, whose labels are drawn always
+    too_near = (ticks[1] - ticks[0]) / 3  # to an end, whose labels are always drawn
     strip.set_xticks(sorted({first, last, *(tick for tick in ticks if first + too_near < tick < last - too_near)}))
 
 
 def _label_best(axes: Axes, epochs: Column, curves: Sequence[Column], best: int, text: str) -> None:
-    """Beside the dotted line, on the side with more room, at the bottom unless the curves run there."""
+    """Label the dotted line on the side with more room, at the bottom unless the curves run there."""
     left, right = axes.get_xlim()
     bottom, top = axes.get_ylim()
     is_late = epochs[best] > (left + right) / 2
@@ -275,7 +275,7 @@ def _label_best(axes: Axes, epochs: Column, curves: Sequence[Column], best: int,
 
 
 def _label_ends(axes: Axes, ends: Sequence[tuple[float, float]], *, is_accuracy: bool) -> None:
-    """Beside the axes each run's number and last value, led to from its curve's end in the curve's colour."""
+    """Beside the axes, write each run's number and last value, with a line from its curve's end in the same colour."""
     left, right = axes.get_xlim()
     heights = _heights(axes, [value for _, value in ends])
     for position, ((epoch, value), height, label_height) in enumerate(
@@ -331,7 +331,7 @@ def _add_rows(
 
 
 def _heights(axes: Axes, values: Sequence[float]) -> list[float]:
-    """Where values lie in the axes, 0..1; what is not finite (a run that diverged) lies at 0."""
+    """Where values lie in the axes, 0..1; a value that is not finite (a diverged run) lies at 0."""
     bottom, top = axes.get_ylim()
     return [(float(np.nan_to_num(value, posinf=0, neginf=0)) - bottom) / (top - bottom) for value in values]
 
@@ -341,14 +341,15 @@ def _format_value(value: float, *, is_accuracy: bool) -> str:
 
 
 def _shorten(text: str, most: int) -> str:
-    """At most so many characters of a text, of its beginning and of its end."""
+    """At most `most` characters of a text, from its beginning and its end."""
     return text if len(text) <= most else f"{text[: most // 2]}…{text[-((most - 1) // 2) :]}"
 
 
 def _spread(heights: Sequence[float], *, gap: float) -> list[float]:
-    """Move label heights (0..1) apart to at least `gap`, in their order, by as little as that takes, within 0..1.
+    """Move label heights (0..1) at least `gap` apart, in their order, by as little as possible, within 0..1.
 
-    Less a gap for each label below, the new heights need only be in order: isotonic regression, by pooling neighbours.
+    After subtracting a gap for each label below, the new heights need only be in order: isotonic regression, by pooling
+    neighbours.
     """
     order = sorted(range(len(heights)), key=lambda label: heights[label])
     pools: list[list[float]] = []

@@ -13,12 +13,12 @@ _NUM_COLUMNS = 8
 
 
 def draw_label_errors(images: Images, errors: Sequence[LabelError], *, title: str, numbered: bool = True) -> Figure:
-    """Each image with its label and the class that the model takes it for, the least plausible label first.
+    """Draw each image with its label and the predicted class, the least plausible label first.
 
     Args:
-        images: `(N, 32, 32, 3)` uint8, of each error.
-        errors: from `metrics.rank_label_errors`, N of them.
-        title: which model it was, shown below the headline.
+        images: `(N, 32, 32, 3)` uint8, one per error.
+        errors: N errors from `metrics.rank_label_errors`.
+        title: which model it is, shown below the headline.
         numbered: whether to show the images' numbers.
 
     Returns:
@@ -30,7 +30,7 @@ def draw_label_errors(images: Images, errors: Sequence[LabelError], *, title: st
     with styled():
         headline = f"The {len(errors)} least plausible labels" if len(errors) > 1 else "The least plausible label"
         if not errors:
-            headline = "Every image is taken for what its label says"
+            headline = "Every image is classified as its label says"
         figure = build_figure(height, headline, title)
         for rank, (image, error) in enumerate(zip(images, errors, strict=True)):
             row, column = divmod(rank, _NUM_COLUMNS)
@@ -56,9 +56,9 @@ def draw_label_errors(images: Images, errors: Sequence[LabelError], *, title: st
                 )
         add_caption(
             figure,
-            "Below each image: its label, and the class that the model takes it for, with their softmax "
-            "probabilities. Some labels are wrong,\nsome images are hard, and some of these are the model's own "
-            "mistakes: the more accurate the model, the fewer.",
+            "Below each image: its label and the predicted class, with their softmax probabilities. Some labels are "
+            "wrong, some images are\nhard, and some of these are mistakes of the model: the more accurate the model, "
+            "the fewer.",
         )
     return figure
 

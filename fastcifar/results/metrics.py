@@ -1,4 +1,4 @@
-"""What labels and predictions say of a model: accuracy, scores of each class, confusions, calibration, label errors."""
+"""Metrics of labels and predictions: accuracy, scores of each class, confusions, calibration, label errors."""
 
 import math
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 from fastcifar.data.cifar10 import CLASSES, NUM_CLASSES
 
-NUM_LABEL_ERRORS = 40  # that are shown
+NUM_LABEL_ERRORS = 40  # shown
 _NUM_BINS = 15
 
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How well one class is told from the others; a share that has nothing to divide by is None.
+    """How well one class is told from the others; a ratio with denominator 0 is None.
 
     Attributes:
-        class_name: which class.
-        num_images: of that class.
-        precision: the share of that class among the images taken for it.
+        class_name: the class.
+        num_images: images of that class.
+        precision: the share of that class among the images classified as it.
         recall: the share of its images that are recognised.
         f1: the harmonic mean of both.
     """
@@ -34,7 +34,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often images of one class are taken for another."""
+    """How often images of one class are classified as another."""
 
     label: str
     predicted: str
@@ -43,12 +43,12 @@ class Confusion:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """The images whose confidence lies in one of the bins.
+    """The images whose confidence lies in one bin.
 
     Attributes:
-        num_images: how many.
+        num_images: their number.
         num_correct: how many of them are classified correctly.
-        confidence: the mean of theirs, 0..1; None where there are no images.
+        confidence: their mean confidence, 0..1; None if there are no images.
     """
 
     num_images: int
@@ -62,9 +62,9 @@ class Calibration:
 
     Attributes:
         error: the expected calibration error, 0..1.
-        mean_confidence: of all images, 0..1.
-        accuracy: on all images, 0..1.
-        bins: in order, of equal width.
+        mean_confidence: the mean over all images, 0..1.
+        accuracy: the accuracy on all images, 0..1.
+        bins: the bins in order, of equal width.
     """
 
     error: float
@@ -75,14 +75,14 @@ class Calibration:
 
 @dataclass(frozen=True)
 class LabelError:
-    """An image whose label the model does not believe.
+    """An image whose label disagrees with the model.
 
     Attributes:
         image: its number.
-        label: that it has.
-        label_probability: that the model gives to this label, 0..1: the label's self-confidence.
-        predicted: the class that the model takes it for.
-        predicted_probability: likewise.
+        label: its label.
+        label_probability: the model's probability of this label, 0..1: the label's self-confidence.
+        predicted: the predicted class.
+        predicted_probability: the model's probability of the predicted class, 0..1.
     """
 
     image: int
@@ -164,7 +164,7 @@ def top_confusions(counts: NDArray[np.int64], num_confusions: int) -> tuple[Conf
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     """Probabilities of the classes.
 
-    In float64, because float32 rounds the surest predictions to the same 1.0 and would lose their order.
+    In float64, because float32 rounds the most confident predictions to 1.0 and would lose their order.
 
     Args:
         logits: `(N, 10)` float32, finite.
@@ -205,11 +205,11 @@ def calibrate(labels: NDArray[Any], logits: NDArray[np.float32]) -> Calibration:
 
 
 def rank_label_errors(labels: NDArray[Any], logits: NDArray[np.float32], num_errors: int) -> tuple[LabelError, ...]:
-    """The images that are taken for another class than their label's, the least plausible label first.
+    """The images that are classified differently from their label, the least plausible label first.
 
-    The order is that of the label's self-confidence: the softmax probability that the model, which was not trained on
-    the image, gives to the label. Source: Northcutt, Jiang, Chuang, "Confident Learning: Estimating Uncertainty in
-    Dataset Labels", JAIR 70 (2021), 1373-1411.
+    They are ordered by the label's self-confidence: the label's softmax probability under a model that was not trained
+    on the image. Source: Northcutt, Jiang, Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels",
+    JAIR 70 (2021), 1373-1411.
 
     Args:
         labels: `(N,)` integers in 0..9.
@@ -217,7 +217,7 @@ def rank_label_errors(labels: NDArray[Any], logits: NDArray[np.float32], num_err
         num_errors: how many at most.
 
     Returns:
-        Their numbers are rows of `labels`.
+        The errors; their numbers are rows of `labels`.
     """
     probabilities, predicted = softmax(logits), logits.argmax(axis=1)
     own = probabilities[np.arange(len(labels)), labels]

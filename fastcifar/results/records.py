@@ -1,4 +1,4 @@
-"""What a run directory holds as data: types for configuration, metrics, results and predictions, and their reader."""
+"""The data in a run directory: types for configuration, metrics, results and predictions, and their reader."""
 
 import contextlib
 import dataclasses
@@ -21,13 +21,13 @@ from fastcifar.machine import describe_environment
 CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "config.json", "metrics.jsonl", "results.json"
 PREDICTIONS_FILE, BEST_FILE, LAST_FILE = "predictions.npz", "best.pt", "last.pt"
 
-# Keys that version 0.1 wrote, and what they are called since.
+# Keys that version 0.1 wrote, with their new names.
 _RENAMED = {
     "train_images": "num_train_images",
     "eval_images": "num_eval_images",
     "val_and_test_accuracy": "test10k_accuracy",
 }
-_FLOAT32_MAX = 3.4028234663852886e38  # what is measured is no greater, and can be drawn
+_FLOAT32_MAX = 3.4028234663852886e38  # measured values are no greater, and can be drawn
 _INT64_MAX = 2**63 - 1
 _DESCRIPTIONS: dict[Any, str] = {
     int: "a 64-bit integer",
@@ -45,7 +45,7 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class Within:
-    """For `Annotated`: the range of a number that is read, both ends included."""
+    """For `Annotated`: the allowed range of a number, both ends included."""
 
     low: float
     high: float
@@ -56,17 +56,17 @@ Share = Annotated[float, Within(0, 1)]
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One epoch, as a line of `metrics.jsonl` has it.
+    """One epoch: a line of `metrics.jsonl`.
 
     Attributes:
         epoch: counts from 0.
         train_loss: mean over the epoch's augmented images, while the weights changed.
-        train_accuracy: likewise.
-        val_loss: on the clean validation images after the epoch.
-        val_accuracy: likewise.
+        train_accuracy: accuracy on the same images.
+        val_loss: mean over the clean validation images after the epoch.
+        val_accuracy: accuracy on the same images.
         lr: the learning rate at the epoch's start.
-        img_per_s: training images a second, of all ranks.
-        seconds: of training and validation.
+        img_per_s: training images per second, of all ranks.
+        seconds: wall time of training and validation.
     """
 
     epoch: int
@@ -81,14 +81,14 @@ class EpochMetrics:
 
 @dataclass(frozen=True)
 class Scores:
-    """What the weights of one epoch reach.
+    """The scores of one epoch's weights.
 
     Attributes:
         epoch: counts from 0.
         val_accuracy: on the clean validation images.
         test_loss: on the clean test images.
         test_accuracy: on the clean test images.
-        test_accuracy_augmented: on the test images, augmented like those of training.
+        test_accuracy_augmented: on the test images, augmented like the training images.
     """
 
     epoch: int
@@ -100,14 +100,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Results:
-    """What a finished run reached, as `results.json` has it.
+    """The results of a finished run: `results.json`.
 
     Attributes:
-        best: of the epoch with the highest validation accuracy, the first of equals.
-        last: of the last epoch.
-        num_test_images: that were tested on.
-        test10k_accuracy: of the last weights on validation and test images together, the official test set.
-        img_per_s: training images a second, the epochs' median.
+        best: scores of the epoch with the highest validation accuracy, the first of equals.
+        last: scores of the last epoch.
+        num_test_images: the number of test images.
+        test10k_accuracy: accuracy of the last weights on validation and test images together, the official test set.
+        img_per_s: training images per second, the median over the epochs.
         seconds: wall time of the run over all its parts.
     """
 
@@ -121,12 +121,12 @@ class Results:
 
 @dataclass(frozen=True)
 class Resumption:
-    """When and where a stopped run went on.
+    """When and where a stopped run was resumed.
 
     Attributes:
-        num_epochs: that it had.
-        begun: when it went on.
-        environment: as `machine.describe_environment` gives it, and whether the step was `captured`, or why not.
+        num_epochs: the number of epochs it had.
+        begun: when it was resumed.
+        environment: from `machine.describe_environment`, and whether the step was `captured`, or why not.
     """
 
     num_epochs: int
@@ -136,20 +136,20 @@ class Resumption:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run was begun with, as `config.json` has it.
+    """The configuration that a run was started with: `config.json`.
 
     Attributes:
-        recipe: by name.
-        epochs: of the whole run.
-        seed: of initialisation, order and augmentation.
+        recipe: the recipe's name.
+        epochs: the number of epochs of the whole run.
+        seed: the seed of initialisation, order and augmentation.
         precision: "bf16" or "fp32".
-        device_name: the processor's own name.
-        num_train_images: of the training set.
-        settings: all settings by name, those above included.
-        published_accuracy: what the recipe's authors report, 0..1.
-        begun: when.
-        environment: as `machine.describe_environment` gives it, and whether the step was `captured`, or why not.
-        resumed: where the run went on after it was stopped, in order.
+        device_name: the processor's name.
+        num_train_images: the number of training images.
+        settings: all settings by name, including those above.
+        published_accuracy: the accuracy that the recipe's authors report, 0..1.
+        begun: when the run was started.
+        environment: from `machine.describe_environment`, and whether the step was `captured`, or why not.
+        resumed: when and where the run was resumed, in order.
     """
 
     recipe: str
@@ -166,16 +166,16 @@ class RunConfig:
 
 
 def parse_record(kind: type[Record], values: object, damaged: str, *, strict: bool = False) -> Record:
-    """Make a dataclass of plain values, as `json.loads` or `torch.load` give them, and check each field's type.
+    """Make a dataclass of plain values, as `json.loads` or `torch.load` return them, and check each field's type.
 
-    Nothing is converted but integers to floats, lists to tuples, and ISO 8601 text to times.
+    The only conversions are from integers to floats, lists to tuples, and ISO 8601 text to times.
 
     Args:
         kind: a dataclass. Its fields are int, float, str, bool, datetime, Literal, `tuple`, `dict[str, ...]`, a
             dataclass, another class (whose instances are taken as they are), or one of these `| None`.
         values: a dict by the fields' names, or by those of version 0.1. A field with a default may be missing.
-        damaged: how the message of an error begins, such as "results.json is damaged".
-        strict: whether a key that is no field is an error; it is ignored otherwise.
+        damaged: the start of an error's message, such as "results.json is damaged".
+        strict: whether an unknown key is an error; it is ignored otherwise.
 
     Raises:
         FastcifarError: a field is missing, its value is of another type or out of its range, or it is a number that
@@ -207,7 +207,7 @@ def _parse_value(kind: Any, value: Any, name: str) -> Any:
     outer, inner = get_origin(kind), get_args(kind)
     if kind is Any:
         return value
-    if outer in (Union, UnionType):  # the former where Annotated is one of its parts
+    if outer in (Union, UnionType):  # Union if one of its parts is Annotated
         return None if value is None else _parse_value(inner[0], value, name)
     if outer is Annotated:
         number, limits = _parse_value(inner[0], value, name), inner[1]
@@ -240,7 +240,7 @@ def _parse_value(kind: Any, value: Any, name: str) -> Any:
 
 
 def as_plain(record: Any) -> dict[str, Any]:
-    """A dataclass as JSON holds it; the key of a field called `class_name` is `class`, which Python keeps to itself."""
+    """A dataclass as values for JSON; the field `class_name` gets the key `class`, which Python reserves."""
 
     def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
         values = {"class" if name == "class_name" else name: value for name, value in items}
@@ -261,11 +261,11 @@ def write_config(
     """Write `config.json`: all resolved settings, and the machine and versions they ran on.
 
     Args:
-        run_dir: the run's.
-        settings: as `Settings.as_config` gives them.
-        captured: whether the step is a CUDA graph here; it stands in the environment, for it is no setting.
-        capture_failure: why it could not become one; None where it did or nobody tried.
-        resumed_at: for a run that goes on, the number of epochs it had; its environments are kept side by side.
+        run_dir: the run directory.
+        settings: from `Settings.as_config`.
+        captured: whether the step is a CUDA graph here; recorded under the environment, because it is not a setting.
+        capture_failure: why the capture failed; None if it succeeded or was not tried.
+        resumed_at: for a resumed run, the number of epochs it had; the environments of all its parts are kept.
     """
     now = datetime.datetime.now().astimezone().replace(microsecond=0)
     environment = describe_environment() | {"captured": captured}
@@ -274,7 +274,7 @@ def write_config(
     here = {"begun": now.isoformat(), "environment": environment}
     content: dict[str, Any] = {**settings, **here}
     if resumed_at is not None:
-        with contextlib.suppress(FastcifarError):  # a run that was killed early has none yet
+        with contextlib.suppress(FastcifarError):  # a run that was killed early has no file yet
             before = read_config(run_dir)
             parts = [*map(as_plain, before.resumed), {"num_epochs": resumed_at, **here}]
             begun = before.begun and before.begun.isoformat()
@@ -293,14 +293,14 @@ def read_config(run_dir: Path) -> RunConfig:
     if isinstance(values, dict):
         others = ("begun", "environment", "resumed")
         settings = {_RENAMED.get(key, key): value for key, value in values.items() if key not in others}
-        # A run that does not say whose convolutions it used had torch's: there were no others.
+        # A run that records no convolution used torch's: there was no other.
         settings.setdefault("convolution", "torch")
         values = values | {"settings": settings}
     return parse_record(RunConfig, values, f"{path} is damaged, or not a run's configuration")
 
 
 def write_metrics(run_dir: Path, metrics: Sequence[EpochMetrics]) -> None:
-    """Write `metrics.jsonl`, a line an epoch; whole at every moment, because it is replaced."""
+    """Write `metrics.jsonl`, one line per epoch; the file is replaced, so it is complete at any moment."""
     with replacing(run_dir / METRICS_FILE) as temporary:
         temporary.write_text("".join(json.dumps(as_plain(line)) + "\n" for line in metrics), encoding="utf-8")
 
@@ -341,7 +341,7 @@ def read_results(run_dir: Path) -> Results:
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model made of the test split.
+    """A model's logits of the test split, with its images and labels.
 
     Attributes:
         images: `(N, 32, 32, 3)` uint8, N at least 1.
@@ -373,7 +373,7 @@ def read_predictions(run_dir: Path) -> Predictions:
     except FileNotFoundError as error:
         raise FastcifarError(f"{path} is missing: the run was not finished") from error
     except Exception as error:  # a damaged archive makes its parser raise almost anything
-        raise FastcifarError(f"{path} is damaged: it is no archive of images, labels and logits") from error
+        raise FastcifarError(f"{path} is damaged: it is not an archive of images, labels and logits") from error
     num_images = len(labels) if labels.ndim == 1 else -1
     for name, array, dtype, shape in (
         ("labels", labels, np.uint8, (num_images,)),
@@ -383,5 +383,5 @@ def read_predictions(run_dir: Path) -> Predictions:
         if array.dtype != dtype or array.shape != shape or num_images < 1:
             raise FastcifarError(f"{path} is damaged: its {name} are {array.dtype} {array.shape}")
     if labels.max() >= NUM_CLASSES or not np.isfinite(logits).all():
-        raise FastcifarError(f"{path} is damaged: a label is not 0..9, or a logit is no finite number")
+        raise FastcifarError(f"{path} is damaged: a label is not 0..9, or a logit is not finite")
     return Predictions(images, labels, logits)

@@ -1,4 +1,4 @@
-"""A recipe trained from several seeds: a folder of ordinary run directories, read together."""
+"""A recipe trained with several seeds: a folder of ordinary run directories, read together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -25,13 +25,13 @@ class SeedRun:
     """One seed's run.
 
     Attributes:
-        seed: of the run.
+        seed: its seed.
         state: "finished", "diverged", "stopped" or "running".
-        reason: where the loss was not finite, of a run that diverged.
-        accuracies: 0..1 by the names of `MEASURES`, of a finished run: its best weights clean and augmented, and its
-            last ones on all official test images.
-        seconds: wall time, of a finished run.
-        epochs_to_target: epochs until the validation accuracy first was the target's; None if it never was.
+        reason: where the loss was not finite, for a diverged run.
+        accuracies: for a finished run, 0..1 by the names of `MEASURES`: clean and augmented accuracy of its best
+            weights, and accuracy of its last weights on all official test images.
+        seconds: wall time of a finished run.
+        epochs_to_target: epochs until the validation accuracy first reached the target; None if it never did.
     """
 
     seed: int
@@ -47,11 +47,11 @@ class Repeats:
     """All seeds of a folder.
 
     Attributes:
-        folder: that holds them.
-        config: of its first seed; the others' differ only in what does not change what is trained.
+        folder: the folder that holds them.
+        config: the first seed's; the others differ only in settings that do not change the training.
         devices: the processors' names, each once.
-        runs: by seed.
-        target_accuracy: of `SeedRun.epochs_to_target`, 0..1, or None.
+        runs: the runs, by seed.
+        target_accuracy: the target of `SeedRun.epochs_to_target`, 0..1, or None.
     """
 
     folder: Path
@@ -67,27 +67,28 @@ class Repeats:
 
     @property
     def name(self) -> str:
-        """The recipe's, or the folder's where that says more."""
+        """The folder's name."""
         return self.folder.absolute().name
 
     def describe(self) -> dict[str, str]:
-        """What was trained, in parts of a few words."""
+        """Describe what was trained, in parts of a few words."""
         parts = describe_run(self.config, self.config.epochs) | {"seed": ""}
         return {part: text for part, text in parts.items() if text}
 
     @property
     def shared_settings(self) -> dict[str, Any]:
-        """The settings of all seeds: those that may change what is trained."""
+        """The settings that all seeds share: those that may change the training."""
         return {key: value for key, value in self.config.settings.items() if key not in _NOT_COMPARED}
 
     def values(self, measure: str) -> list[float]:
-        """Of the finished runs, by seed."""
+        """The finished runs' values of a measure, by seed."""
         return [run.accuracies[measure] for run in self.finished]
 
     def means(self) -> dict[str, Mean]:
-        """Over the finished seeds, if there are any: of the accuracies, by the names of `MEASURES`, and of `seconds`.
+        """Means over the finished seeds: of the accuracies, by the names of `MEASURES`, and of `seconds`.
 
-        Of `epochs_to_target` only where every one of them reached the target: else the mean would be of the quick ones.
+        `epochs_to_target` is included only if every seed reached the target; otherwise the mean would cover only the
+        quick seeds. Empty if no seed is finished.
         """
         if not self.finished:
             return {}
@@ -101,12 +102,12 @@ class Repeats:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two folders of seeds, the second against the first.
+    """Two folders of seeds, the second compared with the first.
 
     Attributes:
         differing: settings that differ, with both values.
-        paired: whether the seeds that both have were compared one by one.
-        differences: by the names of `MEASURES`.
+        paired: whether the shared seeds were compared one by one.
+        differences: the differences, by the names of `MEASURES`.
     """
 
     differing: Mapping[str, tuple[Any, Any]]
@@ -115,7 +116,7 @@ class Comparison:
 
 
 def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings of two runs that differ and may change what is trained, with both values."""
+    """The settings in which two runs differ and that may change the training, with both values."""
 
     def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
         values = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
@@ -133,21 +134,21 @@ def describe_differing(differing: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def check_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse a folder that holds seeds of other settings.
+    """Refuse a folder that holds seeds trained with other settings.
 
     Raises:
-        FastcifarError: it does; the differing settings are named.
+        FastcifarError: the settings differ; the message names them.
     """
     for path in seed_dirs(folder).values():
         if (path / CONFIG_FILE).exists() and (differing := differing_settings(read_config(path).settings, settings)):
-            raise FastcifarError(f"{path} is of other settings: {describe_differing(differing)}")
+            raise FastcifarError(f"{path} has other settings: {describe_differing(differing)}")
 
 
 def read_repeats(folder: Path, target_accuracy: float | None = None) -> Repeats:
     """Read the seeds of a folder.
 
     Args:
-        folder: that `repeat` filled.
+        folder: a folder that `repeat` filled.
         target_accuracy: validation accuracy, 0..1, to count the epochs to.
 
     Raises:
@@ -168,7 +169,7 @@ def read_repeats(folder: Path, target_accuracy: float | None = None) -> Repeats:
 
 
 def write_diverged(run_dir: Path, reason: str) -> None:
-    """Mark a run as one that is not to go on, because its loss was not finite."""
+    """Mark a run that must not be resumed, because its loss was not finite."""
     write_json(run_dir / DIVERGED_FILE, {"reason": reason})
 
 
@@ -199,8 +200,8 @@ def compare_repeats(first: Repeats, second: Repeats, *, by_seed: bool = False) -
     """Compare two folders of seeds.
 
     Args:
-        first: compared against.
-        second: compared.
+        first: the baseline.
+        second: the folder that is compared with it.
         by_seed: compare the seeds that both have finished one by one (paired), rather than all (Welch).
 
     Raises:
@@ -210,7 +211,7 @@ def compare_repeats(first: Repeats, second: Repeats, *, by_seed: bool = False) -
     if "num_eval_images" in differing:
         images = " and on ".join(map(str, differing["num_eval_images"]))
         raise FastcifarError(
-            f"{first.folder} and {second.folder} were tested on {images} images: no difference is fair"
+            f"{first.folder} and {second.folder} were tested on {images} images, so they cannot be compared"
         )
     samples = [{run.seed: run.accuracies for run in repeats.finished} for repeats in (first, second)]
     if by_seed:
@@ -220,7 +221,7 @@ def compare_repeats(first: Repeats, second: Repeats, *, by_seed: bool = False) -
         samples = [{seed: sample[seed] for seed in sorted(shared)} for sample in samples]
     for repeats, sample in zip((first, second), samples, strict=True):
         if len(sample) < 2:
-            raise FastcifarError(f"{repeats.folder} has {len(sample)} finished seeds: a difference takes 2 of each")
+            raise FastcifarError(f"{repeats.folder} has {len(sample)} finished seeds: a comparison needs 2 of each")
     test = paired if by_seed else welch
     ours, theirs = (list(sample.values()) for sample in samples)
     return Comparison(
@@ -231,7 +232,7 @@ def compare_repeats(first: Repeats, second: Repeats, *, by_seed: bool = False) -
 
 
 def seeds_to_tell(sd: float | None, *, pairs: bool = False) -> dict[float, int | None]:
-    """How many seeds of each it takes to tell the differences of `TOLD_APART`; empty where the spread is not known."""
+    """How many seeds of each it takes to detect the differences in `TOLD_APART`; empty if the spread is not known."""
     return {} if sd is None else {each: num_seeds_needed(each, sd, pairs=pairs) for each in TOLD_APART}
 
 

@@ -1,4 +1,4 @@
-"""A report on runs: one HTML page of what they reached, their charts, settings and machines. Needs no torch."""
+"""A report on runs: one HTML page with their results, charts, settings and machines. Needs no torch."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _DESCRIPTIONS = {
     "curves": "Loss, accuracy and learning rate over the epochs",
     "confusion": "Confusion matrix of the test images",
-    "samples": "Test images with what the model takes them for",
+    "samples": "Test images with their predicted classes",
     "calibration": "Reliability diagram: accuracy over confidence",
     "label-errors": "Test images whose label the model finds least plausible",
     "comparison": "Validation loss and accuracy over the epochs",
@@ -53,7 +53,7 @@ class _Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class _Chart:
-    """A figure as the page holds it: SVG in base64, and a text for those who cannot see it."""
+    """A figure for the page: SVG in base64, and a text for those who cannot see it."""
 
     svg: str
     description: str
@@ -61,7 +61,7 @@ class _Chart:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """What a report says of a run; `results` is None until it is finished."""
+    """A run in a report; `results` is None until it is finished."""
 
     path: Path
     name: str
@@ -95,7 +95,7 @@ class _Run:
 
     @property
     def whole_recipe(self) -> Recipe | None:
-        """The published recipe, where the run is shorter than that."""
+        """The published recipe, if the run is shorter."""
         recipe = RECIPES.get(self.config.recipe)
         if recipe is None:
             return None
@@ -115,7 +115,7 @@ class _Seeds:
 
 @dataclass(frozen=True, eq=False)
 class _Comparison:
-    """What several runs have in common and what not."""
+    """How several runs compare."""
 
     chart: _Chart
     seeds: list[_Seeds]
@@ -124,7 +124,7 @@ class _Comparison:
 
 @dataclass(frozen=True, eq=False)
 class _SeedFolder:
-    """What a report says of a folder of seeds."""
+    """A folder of seeds in a report."""
 
     name: str
     description: str
@@ -135,11 +135,12 @@ class _SeedFolder:
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> None:
-    """Write a page on one run, on several and how they compare, or on a folder of seeds; the same bytes for the same.
+    """Write a page about one run, a comparison of several, or a folder of seeds; the same input gives the same bytes.
 
     Args:
-        run_dirs: of 1 to 8 different runs, each with at least one finished epoch; or one folder that `repeat` filled.
-        out: the HTML file to make or replace.
+        run_dirs: the directories of 1 to 8 different runs, each with at least one finished epoch; or one folder that
+            `repeat` filled.
+        out: the HTML file to create or replace.
 
     Raises:
         FastcifarError: a file of a run is missing or unusable, there are too many runs, one is given twice, or the page
@@ -185,12 +186,12 @@ def build_report(run_dirs: Sequence[Path]) -> str:
 
 
 def _show(value: object) -> object:
-    """A value as the page has it: HTML of the template's own macros, or one line of text, which jinja2 then escapes."""
+    """A value for the page: HTML from the template's macros, or one line of text, which jinja2 then escapes."""
     return value if hasattr(value, "__html__") else one_line(str(value))
 
 
 def _read(run_dir: Path, name: str, anchor: str) -> _Run:
-    config = read_config(run_dir)  # first: what is no run is refused for lacking this file
+    config = read_config(run_dir)  # first, because the error for a folder that is not a run names this file
     return _Run(
         path=run_dir,
         name=name,

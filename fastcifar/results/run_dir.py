@@ -22,32 +22,32 @@ from fastcifar.results.records import (
 
 
 def check_unused(out: Path) -> None:
-    """Refuse a run directory that holds something already, apart from what a run left that was killed as it began.
+    """Refuse a run directory that is not empty, apart from files left by a run that was killed as it began.
 
     Raises:
-        FastcifarError: it does, or cannot be read.
+        FastcifarError: it is not empty, or cannot be read.
     """
     with writing(out):
         if out.exists() and not all(is_leftover(path) for path in out.iterdir()):
-            hint = f", or go on with --resume {shlex.quote(str(out))}" if is_stopped(out) else ""
+            hint = f", or continue with --resume {shlex.quote(str(out))}" if is_stopped(out) else ""
             raise FastcifarError(f"{out} is not empty: give a new directory with --out{hint}")
 
 
 def is_stopped(run_dir: Path) -> bool:
-    """Whether a run was begun there that can go on."""
+    """Whether it holds a run that can be resumed."""
     return (run_dir / LAST_FILE).exists() and not (run_dir / RESULTS_FILE).exists()
 
 
 @contextlib.contextmanager
 def new_run_dir(out: Path | None, recipe_name: str) -> Iterator[Path]:
-    """Make the directory of a new run, and keep other runs out of it.
+    """Create the directory of a new run, and keep other runs out of it.
 
     Args:
-        out: where; by default `runs/<recipe>-<time>`, and `-2`, `-3`, ... after it for further runs of that second.
+        out: its path; by default `runs/<recipe>-<time>`, with `-2`, `-3`, ... appended for more runs in that second.
         recipe_name: for the default.
 
     Raises:
-        FastcifarError: there is something in it already, another run is at it, or it cannot be made.
+        FastcifarError: it is not empty, another run uses it, or it cannot be created.
     """
     if out is None:
         out = _make_default_dir(recipe_name)
@@ -61,7 +61,7 @@ def new_run_dir(out: Path | None, recipe_name: str) -> Iterator[Path]:
 
 
 def _make_default_dir(recipe_name: str) -> Path:
-    """Make a directory that no other run has."""
+    """Create a directory that no other run has."""
     now = datetime.datetime.now().astimezone()
     first = Path("runs") / f"{recipe_name}-{now:%Y%m%d-%H%M%S}"
     out, number = first, 1
@@ -75,24 +75,24 @@ def _make_default_dir(recipe_name: str) -> Path:
 
 @contextlib.contextmanager
 def interrupted_run_dir(run_dir: Path) -> Iterator[None]:
-    """Keep other processes out of the directory of a run that is to go on.
+    """Keep other processes out of the directory of a run that is to be resumed.
 
     Raises:
         FastcifarError: it is not a run directory, the run is finished, or it is still running.
     """
     if not run_dir.is_dir():
-        raise FastcifarError(f"{run_dir} is no run directory: there is no such folder")
+        raise FastcifarError(f"{run_dir} is not a run directory: there is no such folder")
     with locked(run_dir, f"{run_dir} is still being trained by another process"):
         if (run_dir / RESULTS_FILE).exists():
             raise FastcifarError(f"{run_dir} is finished: there is nothing left to do")
         if not (run_dir / LAST_FILE).exists():
-            raise FastcifarError(f"{run_dir} holds no {LAST_FILE} to go on from: start a new run")
+            raise FastcifarError(f"{run_dir} holds no {LAST_FILE} to resume from: start a new run")
         _remove_leftovers(run_dir)
         yield
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """Remove the temporary files of killed processes, unless a run is at work in the directory."""
+    """Remove the temporary files of killed processes, unless a run is using the directory."""
     with contextlib.suppress(FastcifarError), locked(run_dir, "busy"):
         _remove_leftovers(run_dir)
 
@@ -112,13 +112,13 @@ class RunSummary:
     Attributes:
         path: its directory.
         state: "finished", "running", "stopped" (it can be resumed) or "damaged".
-        recipe: by name.
-        num_epochs: that are finished.
-        epochs: that it was to have.
-        seed: of the run.
-        test_accuracy: of the best weights, clean, once it is finished.
-        img_per_s: the epochs' median, once it is finished.
-        begun: when it was begun, local time.
+        recipe: the recipe's name.
+        num_epochs: the number of finished epochs.
+        epochs: the number of epochs of the whole run.
+        seed: its seed.
+        test_accuracy: clean test accuracy of the best weights, once it is finished.
+        img_per_s: the median over the epochs, once it is finished.
+        begun: when it was started, local time.
     """
 
     path: Path
@@ -133,7 +133,7 @@ class RunSummary:
 
 
 def list_runs(folder: Path) -> list[RunSummary]:
-    """The runs directly in a folder, or the folder itself if it is one; the newest first.
+    """The runs directly in a folder, or the folder itself if it is a run; the newest first.
 
     Raises:
         FastcifarError: there is no such folder, or it cannot be read.
@@ -180,7 +180,7 @@ def _is_free(path: Path) -> bool:
 
 
 def seed_dirs(folder: Path) -> dict[int, Path]:
-    """The folders of a folder's seeds, `seed-<number>`, in order.
+    """The seed folders in a folder, `seed-<number>`, in order.
 
     Raises:
         FastcifarError: the folder cannot be read.

@@ -1,4 +1,4 @@
-"""Test images beside what the model takes them for."""
+"""Test images with their predicted classes."""
 
 import math
 
@@ -17,7 +17,7 @@ _MAX_MISTAKES = 2 * NUM_CLASSES
 
 
 def draw_samples(images: Images, labels: Labels, logits: NDArray[np.float32], *, title: str) -> Figure:
-    """The first test images of each class and the most confident mistakes, with prediction and confidence.
+    """Draw the first test images of each class and the most confident mistakes, with prediction and confidence.
 
     Args:
         images: `(N, 32, 32, 3)` uint8, N at least 1.

@@ -1,4 +1,4 @@
-"""Statistics over seeds: means with their intervals, differences, and how many seeds a difference takes."""
+"""Statistics over seeds: means with intervals, differences, and how many seeds it takes to detect a difference."""
 
 import math
 import statistics
@@ -13,14 +13,14 @@ _MOST_SEEDS = 1_000_000
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean of a sample, and how well it is known.
+    """The mean of a sample, and its uncertainty.
 
     Attributes:
-        n: values in the sample.
-        mean: of them.
+        n: the number of values in the sample.
+        mean: their mean.
         sd: standard deviation, with n - 1 in the denominator; None for a single value.
-        standard_error: of the mean; None for a single value.
-        interval_95: of the mean, by Student's t distribution; None for a single value.
+        standard_error: standard error of the mean; None for a single value.
+        interval_95: interval of the mean, by Student's t distribution; None for a single value.
     """
 
     n: int
@@ -32,15 +32,15 @@ class Mean:
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference of two means, second less first.
+    """The difference of two means, second minus first.
 
     Attributes:
-        n: values in either sample; of pairs both are their number.
-        difference: of the means.
-        sd: of a single value, as `num_seeds_needed` takes it: of pairs the standard deviation of their differences,
+        n: the number of values in each sample; for pairs, both are the number of pairs.
+        difference: the difference of the means.
+        sd: standard deviation of a single value, for `num_seeds_needed`: for pairs, that of their differences,
             otherwise the root mean square of both samples' standard deviations.
-        interval_95: of the difference.
-        p: of the two-sided test that there is no difference; None where neither sample varies.
+        interval_95: interval of the difference.
+        p: p-value of the two-sided test for no difference; None if neither sample varies.
     """
 
     n: tuple[int, int]
@@ -54,7 +54,7 @@ def mean_of(values: Sequence[float]) -> Mean:
     """Summarise a sample.
 
     Args:
-        values: at least one.
+        values: the values, at least one.
     """
     mean = statistics.mean(values)
     if len(values) == 1:
@@ -67,7 +67,7 @@ def mean_of(values: Sequence[float]) -> Mean:
 def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     """Compare the means of two independent samples, whose variances may differ.
 
-    Source: Welch, Biometrika 34 (1947), 28-35, whose degrees of freedom they are.
+    Source of the degrees of freedom: Welch, Biometrika 34 (1947), 28-35.
 
     Args:
         first: at least two values.
@@ -77,36 +77,37 @@ def welch(first: Sequence[float], second: Sequence[float]) -> Difference:
     variances = statistics.variance(first), statistics.variance(second)
     first_part, second_part = variances[0] / n[0], variances[1] / n[1]
     total = first_part + second_part
-    # Where nothing varies there is nothing to divide by, and no test.
+    # If nothing varies, the denominator is 0 and there is no test.
     freedom = total and total**2 / (first_part**2 / (n[0] - 1) + second_part**2 / (n[1] - 1))
     difference = statistics.mean(second) - statistics.mean(first)
     return _difference(n, difference, math.sqrt(statistics.mean(variances)), math.sqrt(total), freedom)
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Compare two samples pair by pair, as where both were trained from the same seeds (the paired t test).
+    """Compare two samples pair by pair (the paired t test), for example two folders trained with the same seeds.
 
     Args:
         first: at least two values.
         second: of the same length, in the same order.
     """
-    # Rounded, because equal differences of decimal fractions differ in their last bits, and would seem certain.
+    # Rounded, because equal differences of decimal fractions differ in their last bits, and would look significant.
     differences = [round(b - a, 12) for a, b in zip(first, second, strict=True)]
     n, sd = len(differences), statistics.stdev(differences)
     return _difference((n, n), statistics.mean(differences), sd, sd / math.sqrt(n), n - 1)
 
 
 def num_seeds_needed(difference: float, sd: float, *, pairs: bool = False) -> int | None:
-    """How many seeds of either kind (or pairs) a t test takes to tell a difference: power 0.8 at the 0.05 level.
+    """How many seeds of either kind (or pairs) a t test needs to detect a difference: power 0.8 at the 0.05 level.
 
-    The smallest n whose exact power reaches 0.8. With f degrees of freedom and t the two-sided critical value, the
-    power is the probability that a noncentral t variable lies beyond -t or t, its noncentrality being difference / sd
-    times sqrt(n / 2), f = 2 (n - 1), for two samples of equal variance, and sqrt(n), f = n - 1, for pairs.
+    The smallest n whose exact power reaches 0.8. The power is the probability that a noncentral t variable with f
+    degrees of freedom lies beyond -t or t, where t is the two-sided critical value. For two samples of equal variance
+    its noncentrality is difference / sd * sqrt(n / 2), and f = 2 (n - 1); for pairs difference / sd * sqrt(n), and
+    f = n - 1.
     Source: Cohen, Statistical Power Analysis for the Behavioral Sciences (1988), chapter 2.
 
     Args:
-        difference: to tell, greater than 0.
-        sd: of a single value; of pairs, of their differences.
+        difference: the difference to detect, greater than 0.
+        sd: standard deviation of a single value; for pairs, of their differences.
         pairs: whether the seeds are shared.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What seeds have in common and how two folders of them differ, as tables of text for a terminal or a page."""
+"""Statistics of seeds and differences between two folders of them, as text tables for a terminal or a page."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,10 +13,10 @@ class SeedTable:
     """A table of text.
 
     Attributes:
-        title: what it is of.
-        columns: their headings; the first says what a row is about.
-        rows: of as many cells.
-        remarks: lines beneath it.
+        title: its title.
+        columns: the headings; the first column names the row.
+        rows: the rows, each with one cell per column.
+        remarks: lines below it.
     """
 
     title: str
@@ -26,7 +26,7 @@ class SeedTable:
 
 
 def build_tables(groups: Sequence[Repeats], comparison: Comparison | None = None) -> list[SeedTable]:
-    """A table for each folder of seeds, and one of how two of them differ."""
+    """A table for each folder of seeds, and one for the difference between two."""
     tables = [_seeds(group) for group in groups]
     return tables if comparison is None else [*tables, _difference(groups, comparison)]
 
@@ -55,7 +55,7 @@ def _seeds(group: Repeats) -> SeedTable:
         add_row(name, {key: mean.interval_95 and mean.interval_95[end] for key, mean in means.items()})
     remarks = [f"seed {run.seed} diverged: {run.reason}" for run in group.runs if run.state == "diverged"]
     if len(group.finished) < len(group.runs):
-        remarks.append(f"{len(group.finished)} of {len(group.runs)} seeds are finished; the statistics are of these")
+        remarks.append(f"{len(group.finished)} of {len(group.runs)} seeds are finished; the statistics cover these")
     if means:
         remarks.append(_seeds_to_tell(means["test_accuracy"].sd))
     title = f"{one_line(group.name)}: {one_line(' · '.join(group.describe().values()))}"
@@ -63,7 +63,7 @@ def _seeds(group: Repeats) -> SeedTable:
 
 
 def _cell(name: str, value: float | None, unit: str) -> str:
-    """Accuracies in percent or points, the others as they are."""
+    """Accuracies in percent or points, other values unchanged."""
     if value is None:
         return ""
     return f"{100 * value:.2f}{unit}" if name in MEASURES else f"{value:,.1f}"
@@ -81,7 +81,7 @@ def _difference(groups: Sequence[Repeats], comparison: Comparison) -> SeedTable:
     first, second = (one_line(group.name) for group in groups)
     test = "paired t test" if comparison.paired else "Welch's t test"
     return SeedTable(
-        f"{second} less {first}, points of accuracy ({test}, {clean.n[1]} and {clean.n[0]} seeds)",
+        f"{second} minus {first}, points of accuracy ({test}, {clean.n[1]} and {clean.n[0]} seeds)",
         ["test images", "difference", "95% interval", "p"],
         rows,
         [
@@ -100,11 +100,11 @@ def format_mean(mean: Mean) -> str:
 
 
 def _seeds_to_tell(sd: float | None, *, pairs: bool = False) -> str:
-    """How many seeds a difference of clean accuracy takes."""
+    """How many seeds it takes to detect a difference of clean accuracy."""
     if sd is None:
-        return "one seed says nothing of the spread: no interval"
+        return "one seed shows no spread: no interval"
     numbers = seeds_to_tell(sd, pairs=pairs)
     points = ", ".join(f"{100 * each:g}" for each in numbers)
     seeds = ", ".join(f"{number:,}" if number else "over a million" for number in numbers.values())
     kind = "pairs" if pairs else "seeds of each"
-    return f"to tell {points} points of clean accuracy apart takes {seeds} {kind} (power 0.8 at the 0.05 level)"
+    return f"to detect {points} points of clean accuracy takes {seeds} {kind} (power 0.8 at the 0.05 level)"

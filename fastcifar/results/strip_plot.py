@@ -29,11 +29,11 @@ _TOP, _FOOT, _ROW, _BETWEEN = 0.95, 0.62, 0.42, 0.42  # inches
 
 
 def draw_seeds(groups: Sequence[Repeats], comparison: Comparison | None = None) -> Figure:
-    """Accuracies of all seeds, a panel for each of clean, augmented and official test images.
+    """Draw the accuracies of all seeds, a panel for each of clean, augmented and official test images.
 
     Args:
         groups: one folder of seeds, or two that are compared.
-        comparison: of the two.
+        comparison: the comparison of the two.
 
     Returns:
         A figure 8 inches wide.
@@ -66,15 +66,15 @@ def write_seeds(out: Path, groups: Sequence[Repeats], comparison: Comparison | N
     """Write the summary of one folder of seeds, or of two that are compared, and its strip plot.
 
     Args:
-        out: folder to write to: `summary.json`, `charts/seeds.png` and `charts/seeds.svg`.
+        out: the folder that gets `summary.json`, `charts/seeds.png` and `charts/seeds.svg`.
         groups: as for `draw_seeds`.
-        comparison: likewise.
+        comparison: as for `draw_seeds`.
 
     Returns:
         The paths of the files.
 
     Raises:
-        FastcifarError: one cannot be written.
+        FastcifarError: a file cannot be written.
     """
     figures = write_figures({"seeds": draw_seeds(groups, comparison)}, out / "charts")
     return [write_summary(out, groups, comparison), *figures]
@@ -97,7 +97,7 @@ def _headline(groups: Sequence[Repeats], comparison: Comparison | None) -> str:
 
 
 def _title(groups: Sequence[Repeats]) -> str:
-    """What groups have in common; of two also which is set against which."""
+    """What the groups have in common; for two, also their names."""
     described = [group.describe() for group in groups]
     shared = [part for part in described[0].values() if all(part in each.values() for each in described)]
     against = [" against ".join(group.name for group in reversed(groups))] if len(groups) > 1 else []
@@ -159,7 +159,7 @@ def _plot(axes: Axes, groups: Sequence[Repeats], measure: str) -> None:
 
 
 def _set_range(axes: Axes, groups: Sequence[Repeats], measure: str) -> None:
-    """All dots and intervals, and at least half a point."""
+    """Show all dots and intervals, and at least half a point."""
     shown = [value for group in groups for value in group.values(measure)]
     for group in groups:
         mean = group.means().get(measure)

@@ -1,4 +1,4 @@
-"""What all figures have in common: colours, type, a frame with headline and caption, and how they become files."""
+"""The style of all figures: colours, fonts, headline and caption, and how they are written to files."""
 
 import contextlib
 import io
@@ -43,7 +43,7 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelcolor": MUTED,
     "xtick.labelsize": 8.0,
     "ytick.labelsize": 8.0,
-    # Letters as paths look the same everywhere; with ids of its own the same figure is the same file.
+    # Letters as paths look the same everywhere; with a fixed salt the same figure gives the same file.
     "svg.fonttype": "path",
     "svg.hashsalt": "fastcifar",
     "svg.image_inline": True,
@@ -55,9 +55,9 @@ _NO_METADATA: dict[str, Any] = dict.fromkeys(("Creator", "Date", "Format", "Type
 
 @contextlib.contextmanager
 def styled() -> Iterator[None]:
-    """Draw and render in this package's style, whatever the user's matplotlibrc and own settings say.
+    """Draw and render in this package's style, independent of the user's matplotlibrc and settings.
 
-    The backend is left as it is: figures are made by matplotlib's object interface, which uses none.
+    The backend is not changed: figures are made by matplotlib's object interface, which uses none.
     """
     defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
     with matplotlib.rc_context(defaults | _STYLE):
@@ -70,7 +70,7 @@ def build_figure(height: float, headline: str, title: str) -> Figure:
     Args:
         height: in inches.
         headline: what it shows, in a few words; also the figure's label, for those who cannot see it.
-        title: which run it is of.
+        title: which run it shows.
     """
     figure = Figure(figsize=(WIDTH, height), dpi=_DPI, label=one_line(headline))
     figure.text(MARGIN / WIDTH, 1 - 0.16 / height, one_line(headline), fontsize=13, weight="bold", va="top")
@@ -80,7 +80,7 @@ def build_figure(height: float, headline: str, title: str) -> Figure:
 
 
 def add_caption(figure: Figure, text: str) -> None:
-    """Small print at a figure's foot."""
+    """Write small print at the bottom of a figure."""
     figure.text(
         MARGIN / WIDTH, 0.13 / figure.get_figheight(), text, fontsize=7.5, color=MUTED, va="bottom", linespacing=1.4
     )
@@ -102,7 +102,7 @@ _RENDER = {".png": as_png, ".svg": as_svg}
 def _render(figure: Figure, **options: Any) -> bytes:
     out = io.BytesIO()
     with styled(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"Glyph \d+")  # a run may be named in letters that the font lacks
+        warnings.filterwarnings("ignore", r"Glyph \d+")  # a run's name may have letters that the font lacks
         figure.savefig(out, **options)
     return out.getvalue()
 
@@ -111,11 +111,11 @@ def check_picture(path: Path, argument: str) -> None:
     """Refuse a file that `write_picture` could not write, before any work is done for it.
 
     Args:
-        path: of the file.
-        argument: that names it.
+        path: the file's path.
+        argument: the name of the argument that gives it.
 
     Raises:
-        ArgumentError: its ending is neither .png nor .svg.
+        ArgumentError: its suffix is neither .png nor .svg.
     """
     if path.suffix.lower() not in _RENDER:
         raise ArgumentError(argument, f"must end in {' or '.join(_RENDER)}, not {path.name!r}")
@@ -125,7 +125,7 @@ def write_picture(path: Path, figure: Figure) -> None:
     """Draw a figure into a .png or .svg file, which replaces its predecessor atomically.
 
     Raises:
-        FastcifarError: it cannot be written.
+        FastcifarError: the file cannot be written.
     """
     content = _RENDER[path.suffix.lower()](figure)
     with replacing(path) as temporary:
@@ -136,14 +136,14 @@ def write_figures(figures: dict[str, Figure], folder: Path) -> list[Path]:
     """Write each figure as PNG and as SVG, all of them drawn before the first is written.
 
     Args:
-        figures: by the name of its files, without suffix.
-        folder: to write to; made if it is not there.
+        figures: the figures by file name without suffix.
+        folder: the folder to write to; created if missing.
 
     Returns:
         The paths of the files, which replace their predecessors atomically.
 
     Raises:
-        FastcifarError: one cannot be written.
+        FastcifarError: a file cannot be written.
     """
     contents = {}
     for name, figure in figures.items():
