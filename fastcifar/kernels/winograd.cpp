@@ -473,7 +473,7 @@ void run_pass(i64 pass, const Team &team, const Shape &s, const void *x, const v
 
 extern "C" {
 
-i64 winograd_channel_multiple() { return PANEL; }
+i64 winograd_channel_multiple() { return max(PANEL, GROUP); }
 
 // Floats of scratch, aligned to 64 bytes, that a pass needs.
 i64 winograd_scratch_size(i64 pass, i64 threads, i64 n, i64 h, i64 w, i64 in, i64 out) {
