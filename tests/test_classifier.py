@@ -199,7 +199,7 @@ def test_the_data_is_found_where_the_run_had_it(
     problem = f"neither {here} nor /gone/data, where its run had it, has data"
     assert (code, err) == (2, f"Error: --data is needed: {problem}\n")
     code, _, err = call(monkeypatch, capsys, "train", "--resume", str(run_dir / "last.pt"))
-    assert (code, err) == (2, "Error: --data /gone/data is not there any more: name the new place of the run's data\n")
+    assert (code, err) == (2, "Error: --data /gone/data no longer exists: give the new path of the run's data\n")
     code, out, err = call(
         monkeypatch, capsys, "train", "--resume", str(run_dir / "last.pt"), "--data", str(tiny_data), "--quiet"
     )

@@ -103,8 +103,8 @@ def first_parameter_of_another_shape(run_dir: Path) -> None:
 
 REFUSALS: dict[str, tuple[Any, str]] = {
     "other data": (lambda run: edit(run, data={"train": "0"}), "is of a run on other data than CIFAR-10"),
-    "another recipe": (lambda run: edit(run, settings={"learning_rate": 0.2}), "the recipe adam89 is another one in"),
-    "no weights": (lambda run: edit(run, model={}), "is damaged, or no checkpoint to go on from"),
+    "another recipe": (lambda run: edit(run, settings={"learning_rate": 0.2}), "the recipe adam89 is different in"),
+    "no weights": (lambda run: edit(run, model={}), "is damaged, or no checkpoint to resume from"),
     "another model": (another_model, "is of another model or optimizer than this version's"),
     "another optimizer": (lambda run: edit(run, optimizer={}), "is of another model or optimizer than this version's"),
     "another shape": (first_parameter_of_another_shape, "is of another model or optimizer than this version's"),
@@ -122,8 +122,8 @@ REFUSALS: dict[str, tuple[Any, str]] = {
         lambda run: edit(run, settings={"epochs": 0}),
         "another version: the recipe 'adam89' cannot",
     ),
-    "no settings": (lambda run: edit(run, settings={}, num_epochs=7), "is damaged, or no checkpoint to go on from"),
-    "the best weights only": (lambda run: shutil.copy(run / "best.pt", run / "last.pt"), "or no checkpoint to go on"),
+    "no settings": (lambda run: edit(run, settings={}, num_epochs=7), "is damaged, or no checkpoint to resume from"),
+    "the best weights only": (lambda run: shutil.copy(run / "best.pt", run / "last.pt"), "or no checkpoint to resume"),
     "no checkpoint": (lambda run: (run / "last.pt").unlink(), "holds no last.pt to resume from: start a new run"),
     "finished": (lambda run: (run / "results.json").write_text("{}"), "is finished: there is nothing left to do"),
     "no run": (lambda run: shutil.rmtree(run), "is not a run directory: there is no such folder"),

@@ -166,7 +166,7 @@ def test_an_interrupt_keeps_the_last_finished_epoch(tiny_data: Path, tmp_path: P
     out, listener = tmp_path / "run", Listener()
     listener.stop_at = (2, 1)
     handler = signal.getsignal(signal.SIGINT)
-    saved = rf"2 finished epochs are saved in {out}; go on with `fastcifar train --resume {out}`"
+    saved = rf"2 finished epochs are saved in {out}; continue with `fastcifar train --resume {out}`"
     with pytest.raises(Interrupted, match=saved) as caught:
         run(tiny_data, out, listener)
     assert caught.value.signal_number == signal.SIGINT

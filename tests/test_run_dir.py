@@ -135,15 +135,15 @@ def save(path: Path, **arrays: object) -> None:
 NOT_FINITE = np.full((4, 10), np.nan, np.float32)
 PREDICTIONS_DAMAGES: dict[str, tuple[Damage, str]] = {
     "missing": (lambda path: None, "is missing: the run was not finished"),
-    "empty": (lambda path: path.write_bytes(b""), "is damaged: it is not an archive of images, labels and logits"),
-    "text": (lambda path: path.write_text("text"), "is damaged: it is not an archive of images, labels and logits"),
-    "no logits": (lambda path: save(path, logits=None), "is damaged: it is not an archive of images, labels and logits"),
-    "pickled": (lambda path: save(path, logits=np.array([{}])), "is damaged: it is not an archive of images, labels and"),
+    "empty": (lambda path: path.write_bytes(b""), "is damaged: it is not an archive of images, labels and"),
+    "text": (lambda path: path.write_text("text"), "is damaged: it is not an archive of images, labels and"),
+    "no logits": (lambda path: save(path, logits=None), "is damaged: it is not an archive of images, labels and"),
+    "pickled": (lambda path: save(path, logits=np.array([{}])), "is damaged: it is not an archive of images, labels"),
     "shape": (lambda path: save(path, logits=np.eye(4, 9, dtype="f4")), "is damaged: its logits are float32 (4, 9)"),
     "dtype": (lambda path: save(path, labels=np.zeros(4, np.int64)), "is damaged: its labels are int64 (4,)"),
     "none": (lambda path: save(path, labels=np.zeros(0, np.uint8)), "is damaged: its labels are uint8 (0,)"),
     "label": (lambda path: save(path, labels=np.full(4, 10, np.uint8)), "is damaged: a label is not 0..9"),
-    "not finite": (lambda path: save(path, logits=NOT_FINITE), "is damaged: a label is not 0..9, or a logit is not fin"),
+    "not finite": (lambda path: save(path, logits=NOT_FINITE), "is damaged: a label is not 0..9, or a logit is not fi"),
 }
 
 

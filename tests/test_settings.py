@@ -52,11 +52,11 @@ def test_choices_are_taken() -> None:
         ({"global_batch_size": 0}, "global_batch_size must be between 1 and 50,000, not 0"),
         (
             {"num_train_images": 127},
-            "num_train_images must be between 128 and 50,000, not 127 (one batch is the least)",
+            "num_train_images must be between 128 and 50,000, not 127 (at least one batch)",
         ),
         (
             {"num_train_images": 60_000, "global_batch_size": 8},
-            "num_train_images must be between 8 and 50,000, not 60,000 (one batch is the least)",
+            "num_train_images must be between 8 and 50,000, not 60,000 (at least one batch)",
         ),
         ({"num_eval_images": 0}, "num_eval_images must be between 1 and 5,000, not 0"),
         ({"seed": 2**32}, "seed must be between 0 and 4,294,967,295, not 4,294,967,296"),

@@ -77,7 +77,7 @@ def test_a_logger_that_fails_is_left_out_and_stops_nothing(tmp_path: Path) -> No
     view, broken, other = View(), Broken(), View()
     tell(Callbacks(view, broken, other), tmp_path, build_metrics(3))
     assert broken.told == 1
-    assert view.lines == [r"Broken is left out from here on: ConnectionError: the service\nis away"]
+    assert view.lines == [r"Broken is no longer called: ConnectionError: the service\nis away"]
     assert view.epochs == other.epochs == build_metrics(3)
     assert view.begun == other.begun == (3, 5, 8, 0)
     assert view.steps == other.steps == [(0, 0), (1, 0), (2, 0)]

@@ -1,8 +1,8 @@
-"""Random crop, flip and rotation: what is drawn for an image, and the integers that the gather needs of it.
+"""Random crop, flip and rotation: the draws for an image, and the integers that the gather needs.
 
-What is drawn for an image is a pure function of (seed, epoch, global sample index), so it depends on no batch size,
-worker, device, rank or interruption. What is done with it is bit-identical to torchvision's `pad`, `crop`, `hflip`
-and `rotate` (nearest, black fill) on PIL images.
+An image's draws are a pure function of (seed, epoch, global sample index), so they do not depend on batch size, worker,
+device, rank or interruptions. Their result is bit-identical to torchvision's `pad`, `crop`, `hflip` and `rotate`
+(nearest, black fill) on PIL images.
 
 Global sample indices: training images 0..49,999; test images 50,000 + position in the official test batch.
 """
@@ -21,14 +21,14 @@ from fastcifar.kernels.gather import gather_augmented
 
 NUM_LEVELS = 1 << 16  # angles are drawn from this many equidistant levels
 
-# One stream of draws each; a stream's number is the first word of its hash key.
+# The streams of draws; a stream's number is the first word of its hash key.
 _ORDER, _DY, _DX, _FLIP, _ANGLE, _SUBSET = range(6)
 _SUBSET_SEED = 42
 
 
 @dataclass(frozen=True)
 class AugmentParams:
-    """What is drawn for a batch of B images; every tensor is `(B,)` on one device.
+    """The draws for a batch of B images; every tensor is `(B,)` on one device.
 
     Attributes:
         dy: int64 first row of the crop in the padded image, 0..2 * padding.
@@ -67,8 +67,8 @@ def draw_order(seed: int, epoch: int, indices: Tensor) -> Tensor:
         indices: `(N,)` int64 global sample indices.
 
     Returns:
-        `(N,)` int64, a permutation of 0..N-1 that says where in `indices` each visited image stands. Two images
-        that are both in two index sets are visited in the same relative order in both.
+        `(N,)` int64, a permutation of 0..N-1: the positions in `indices` in the order of the visit. Two images that
+        are in two index sets are visited in the same relative order in both.
     """
     return torch.argsort(hash32(indices, _ORDER, seed, epoch), stable=True)
 
@@ -78,7 +78,7 @@ def choose_subset(indices: Tensor, num_images: int) -> Tensor:
 
     Args:
         indices: `(N,)` int64 global sample indices.
-        num_images: how many, at most N.
+        num_images: how many to choose, at most N.
 
     Returns:
         `(num_images,)` int64 ascending positions in `indices`.
@@ -122,11 +122,11 @@ def sample_augmentation(
 
 
 def affine_coeffs(params: AugmentParams) -> Tensor:
-    """Everything the gather needs of the draws, as integers: one row of nine an image.
+    """The draws as integers for the gather: one row of nine per image.
 
     Columns 0..5 are the rotation's coefficients a0..a5 (16.16 fixed point: the source column of output pixel (y, x)
-    is `(a2 + a1 * y + a0 * x) >> 16`, its source row `(a5 + a4 * y + a3 * x) >> 16`); 6 and 7 the crop's row and
-    column offset less the padding; 8 is 31 for a mirrored image and else 0 (`column ^ 31` is `31 - column`).
+    is `(a2 + a1 * y + a0 * x) >> 16`, its source row `(a5 + a4 * y + a3 * x) >> 16`); 6 and 7 are the crop's row and
+    column offset minus the padding; 8 is 31 for a mirrored image, otherwise 0 (`column ^ 31` is `31 - column`).
 
     Returns:
         `(B, 9)` int32 on the device of the draws.
@@ -170,7 +170,7 @@ def _rotation_table(max_angle_deg: float) -> Tensor:
 
 
 def crop_flip_rotate(images: Tensor, params: AugmentParams) -> Tensor:
-    """Crop, mirror and rotate images, each by its own draw.
+    """Crop, mirror and rotate images, each by its draws.
 
     Bit-identical to torchvision's `pad(padding)`, `crop(dy, dx)`, `hflip` and `rotate(angle_deg)` on PIL images
     (nearest neighbour, black fill).

@@ -1,4 +1,4 @@
-"""FFCV's Loader, wrapped so that its traps cannot reach a user.
+"""FFCV's Loader, wrapped so that its pitfalls do not reach a user.
 
 FFCV reuses a ring of buffers, hangs when its thread fails, leaks that thread when an epoch ends early,
 and resets torch's thread count. Here a failure is raised, the thread always ends, and the count is restored; a
@@ -30,12 +30,12 @@ with ffcv_side_effects_undone():
     from ffcv.pipeline.state import State
 
 
-# numba refuses to use more threads; it reads NUMBA_NUM_THREADS as it is imported.
+# numba refuses to use more threads; it reads NUMBA_NUM_THREADS on import.
 _MAX_WORKERS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 
 
 class _Augment(Operation):  # type: ignore[misc]
-    """Crop, mirror and rotate; image i of the file by row `row_of[i]` of the epoch's coeffs."""
+    """Crop, mirror and rotate; row `row_of[i]` of the epoch's coeffs belongs to image i of the file."""
 
     coeffs: NDArray[np.int32]
     row_of: NDArray[np.int64]
@@ -65,9 +65,9 @@ class _Epoch(EpochIterator):  # type: ignore[misc]
             self.error = error
 
     def stop(self) -> None:
-        self.iter_ixes = iter(())  # FFCV looks at its own sign to end only when the queue is full
+        self.iter_ixes = iter(())  # FFCV checks its stop flag only when the queue is full
         self.close()
-        while self.is_alive():  # it may be waiting to hand over a batch: make room until it notices
+        while self.is_alive():  # it may be waiting to hand over a batch: make room until it ends
             with contextlib.suppress(queue.Empty):
                 self.output_queue.get_nowait()
             self.join(timeout=0.01)
@@ -77,9 +77,9 @@ class FfcvStream:
     """Augmented batches of a .beton file, as numpy views of FFCV's buffers.
 
     Args:
-        path: a file that was validated: FFCV can crash on one that is damaged.
-        batch_size: images a batch.
-        num_workers: threads that read and augment, if numba is allowed as many.
+        path: a validated file: FFCV can crash on a damaged one.
+        batch_size: images per batch.
+        num_workers: threads that read and augment, limited to numba's number of threads.
     """
 
     def __init__(self, path: Path, batch_size: int, num_workers: int) -> None:
@@ -90,7 +90,7 @@ class FfcvStream:
                 batch_size=batch_size,
                 num_workers=min(num_workers, _MAX_WORKERS),
                 os_cache=True,
-                order=OrderOption.SEQUENTIAL,  # never used: `epoch` hands FFCV the order
+                order=OrderOption.SEQUENTIAL,  # not used: `epoch` gives FFCV the order
                 pipelines={"image": [SimpleRGBImageDecoder(), self._augment], "label": [IntDecoder()]},
                 drop_last=True,
             )

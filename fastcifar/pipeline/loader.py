@@ -1,7 +1,7 @@
 """Augmented uint8 batches of the training set on a device, from memory (resident) or from the file (streamed).
 
-Both loaders give the same images in the same order, a function of (seed, epoch) alone. A batch is read by its step's
-number, which lies on the device, from tensors that keep their addresses: so reading can be part of a CUDA graph.
+Both loaders give the same images in the same order, a function of (seed, epoch) alone. A batch is read by the number of
+its step, which is a tensor on the device, from tensors with fixed addresses, so a CUDA graph can contain the read.
 """
 
 import contextlib
@@ -28,10 +28,10 @@ _NUM_SLOTS = 2
 
 
 class Loader(Protocol):
-    """What training needs of a loader.
+    """The interface that training needs from a loader.
 
     Attributes:
-        num_steps: full batches an epoch; the images beyond them are left out of it.
+        num_steps: full batches per epoch; the remaining images are left out.
         reads_ahead: whether `read` can be asked for any step of an epoch as soon as the epoch has begun.
     """
 
@@ -41,8 +41,7 @@ class Loader(Protocol):
     def epoch(self, epoch: int) -> Steps:
         """Make the batches of an epoch (from 0) available to `read`, one after the other; yields the step's number.
 
-        What reads a batch must have been issued before the next step is taken. Close it, rather than drop it, to leave
-        an epoch early.
+        All reads of a batch must be issued before the next step is taken. To leave an epoch early, close the iterator.
         """
         ...
 
@@ -60,15 +59,15 @@ class EpochPlanner:
 
     Args:
         indices: `(N,)` int64 global sample indices of the images to train on.
-        global_batch_size: images a step, over all ranks; the world's size divides it.
-        seed: of order and augmentation.
-        padding: of the crop.
-        max_angle_deg: of the rotation.
-        world: whose rank takes its share of every batch.
+        global_batch_size: images per step, over all ranks; the world's size divides it.
+        seed: the seed of order and augmentation.
+        padding: black pixels on each side before the crop.
+        max_angle_deg: the largest rotation.
+        world: its rank takes its share of every batch.
 
     Attributes:
-        num_steps: full batches an epoch.
-        rank_batch_size: images a step on this rank.
+        num_steps: full batches per epoch.
+        rank_batch_size: images per step on this rank.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class EpochPlanner:
         self._seed, self._padding, self._max_angle_deg = seed, padding, max_angle_deg
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """What the epoch visits on this rank: of every batch an equal share, the batches the same for any world.
+        """The images that this rank visits in an epoch: an equal share of every batch; any world has the same batches.
 
         Returns:
             `(num_steps * rank_batch_size,)` int64 positions in `indices`, and `(num_steps * rank_batch_size, 9)` int32
@@ -110,7 +109,7 @@ class ResidentLoader:
     def __init__(self, images: Tensor, labels: Tensor, planner: EpochPlanner) -> None:
         self._images, self._labels, self._planner = images, labels, planner
         self.num_steps = planner.num_steps
-        # What the epoch visits, a row a step; it is overwritten at the next epoch's start.
+        # The images of the epoch, one row per step; overwritten at the next epoch's start.
         shape = (planner.num_steps, planner.rank_batch_size)
         self._order = torch.zeros(shape, dtype=torch.int64, device=images.device)
         self._coeffs = torch.zeros((*shape, 9), dtype=torch.int32, device=images.device)
@@ -135,13 +134,13 @@ class ResidentLoader:
 class StreamedLoader:
     """Batches read from a .beton file by FFCV and augmented on CPU threads, while the device trains.
 
-    Two batches are on the device: one that is trained on, one that is being copied.
+    Two batches are on the device: one for the current step, one that is being copied.
 
     Args:
-        path: a file that was validated.
+        path: a validated file.
         positions: `(N,)` int64, which images of the file to train on.
         planner: for those N images, on the CPU.
-        device: where batches go.
+        device: the device of the batches.
         num_workers: FFCV's threads.
     """
 
@@ -160,7 +159,7 @@ class StreamedLoader:
         self._labels = torch.zeros(shape, dtype=torch.int64, device=device)
 
     def epoch(self, epoch: int) -> Steps:
-        """The steps of an epoch. Leaving early ends FFCV's threads too."""
+        """The steps of an epoch. Closing it early also ends FFCV's threads."""
         order, coeffs = self._planner.plan(epoch)
         with contextlib.closing(self._stream.epoch(self._positions[order].numpy(), coeffs.numpy())) as batches:
             if self._device.type == "cuda":
@@ -172,15 +171,15 @@ class StreamedLoader:
                     yield step
 
     def read(self, step: Tensor) -> Batch:
-        """The batch of the last step taken or, on CUDA, of any whose work was issued before the next was taken."""
+        """The batch of the last step taken; on CUDA the work must be issued before the next step is taken."""
         images, labels = (slots.index_select(0, step % _NUM_SLOTS)[0] for slots in (self._images, self._labels))
         return images, labels
 
     def _copy_to_cuda(self, batches: NumpyBatches) -> Steps:
-        """Copy batches to the device by way of pinned memory of our own, because FFCV reuses its buffers.
+        """Copy batches to the device through separate pinned memory, because FFCV reuses its buffers.
 
-        The copies have a stream of their own. A pinned slot is refilled once it was copied, a slot on the device once
-        the step that reads it is done.
+        The copies run on their own stream. A pinned slot is refilled once it was copied, a slot on the device once the
+        step that reads it is finished.
         """
         pinned = [
             (
@@ -191,7 +190,7 @@ class StreamedLoader:
         ]
         copied, trained = ([torch.cuda.Event() for _ in range(_NUM_SLOTS)] for _ in range(2))
         training_stream, copy_stream = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
-        copy_stream.wait_stream(training_stream)  # the slots may still be read by the epoch before
+        copy_stream.wait_stream(training_stream)  # the previous epoch may still read the slots
         for step, (images, labels) in enumerate(batches):
             slot = step % _NUM_SLOTS
             copied[slot].synchronize()
@@ -208,7 +207,7 @@ class StreamedLoader:
 
 
 class FixedBatch:
-    """One batch, again at every step: what a step is timed or examined with.
+    """The same batch at every step, to time or examine a step.
 
     Args:
         images: `(B, 32, 32, 3)` uint8, on the device.
@@ -242,13 +241,13 @@ def build_loader(
     num_workers: int,
     world: World,
 ) -> Loader:
-    """Read and validate the training split, and build a loader of it.
+    """Read and validate the training split, and build a loader for it.
 
     Args:
         kind: "resident" or "streamed".
         data_dir: a folder that `prepare` filled.
-        device: where batches go.
-        num_images: of the training set, the first of a fixed permutation.
+        device: the device of the batches.
+        num_images: the number of training images, the first of a fixed permutation.
         global_batch_size: see `EpochPlanner`.
         seed: see `EpochPlanner`.
         padding: see `EpochPlanner`.

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: the base class of a progress view, a notebook's plot or a logger."""
+"""Callbacks of a run: the base class of a progress view, a notebook's plot or a logger."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastcifar.errors import one_line
 
-if TYPE_CHECKING:  # so that the class costs a script no import of numpy
+if TYPE_CHECKING:  # so that importing the class does not import numpy
     from fastcifar.results.records import EpochMetrics, Results
 
 
@@ -17,13 +17,13 @@ class Callback:
         """One line on what happens next."""
 
     def on_warning(self, line: str) -> None:
-        """One line on something that failed, and that the run goes on without."""
+        """One line about a failure that does not stop the run."""
 
     def on_run_begin(self, run_dir: Path, config: dict[str, Any]) -> None:
-        """The run has its directory.
+        """The run's directory was created or reopened.
 
         Args:
-            run_dir: the directory, there already.
+            run_dir: the directory.
             config: the settings, as in `config.json`.
         """
 
@@ -33,28 +33,28 @@ class Callback:
         """Training begins.
 
         Args:
-            num_epochs: of the whole run.
-            num_steps: of each epoch.
-            batch_size: images a step, over all ranks.
-            finished: of a resumed run, the metrics of the epochs that are finished already.
+            num_epochs: the number of epochs of the whole run.
+            num_steps: the number of steps per epoch.
+            batch_size: images per step, over all ranks.
+            finished: for a resumed run, the metrics of the epochs that are already finished.
         """
 
     def on_step_end(self, epoch: int, step: int) -> None:
-        """A step was issued, and `step` is the last that is finished: on a GPU an earlier one. Both count from 0."""
+        """A step was issued; `step` is the last finished step, on a GPU an earlier one. Both numbers count from 0."""
 
     def on_epoch_end(self, metrics: "EpochMetrics") -> None:
-        """An epoch ended; its line of `metrics.jsonl`."""
+        """An epoch ended; `metrics` is its line of `metrics.jsonl`."""
 
     def on_train_end(self, results: "Results") -> None:
         """The run is finished, with these results. Not called for a run that is stopped."""
 
 
 class Callbacks(Callback):
-    """A view and loggers as one callback. A logger that raises is left out from then on, and the view says so.
+    """A view and loggers as one callback. A logger that raises is no longer called, and the view says so.
 
     Args:
-        view: whose errors end the run, as they would alone.
-        loggers: which are no reason to lose a run.
+        view: its errors end the run, as they would alone.
+        loggers: their errors do not end the run.
     """
 
     def __init__(self, view: Callback, *loggers: Callback) -> None:
@@ -65,10 +65,10 @@ class Callbacks(Callback):
         for logger in tuple(self._loggers):
             try:
                 getattr(logger, method)(*arguments)
-            except Exception as error:  # whatever another package raises
+            except Exception as error:  # another package may raise anything
                 self._loggers.remove(logger)
                 reason = f"{type(error).__name__}: {error}"[:200]
-                self._view.on_warning(f"{type(logger).__name__} is left out from here on: {one_line(reason)}")
+                self._view.on_warning(f"{type(logger).__name__} is no longer called: {one_line(reason)}")
 
     def on_message(self, line: str) -> None:
         """Tell all."""

@@ -1,7 +1,7 @@
-"""Checkpoints: whole, atomic, and loaded without running anything they hold.
+"""Checkpoints: complete, atomic, and loaded without running code in them.
 
-A checkpoint is what torch.save writes, and torch.load reads it. Its zip comment is the SHA-256 of all that precedes it:
-torch itself takes flipped bits for weights.
+A checkpoint is a file of torch.save, which torch.load reads. Its zip comment is the SHA-256 of everything before it,
+because torch itself does not notice flipped bits in weights.
 """
 
 import hashlib
@@ -38,29 +38,29 @@ CHECKPOINT_INTERVAL_S = 10.0
 
 _FORMAT = 2
 _DIGEST_CHARS = 64
-# What tensors and plain values are pickled as. torch's own list is longer: its bytearray could take any memory.
+# The globals in a pickle of tensors and plain values. torch allows more: its bytearray could take any amount of memory.
 _GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch [A-Za-z0-9]+Storage")
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write a checkpoint; `path` holds the former one or this one at any moment.
+    """Write a checkpoint; at any moment `path` holds the former one or this one.
 
     Args:
         path: the file.
         content: tensors and plain values by name; `model` is the model's state dict.
 
     Raises:
-        FastcifarError: the file system refuses.
+        FastcifarError: the file cannot be written.
     """
-    buffer = io.BytesIO()  # torch's own writing to a file turns a full disk into an error that does not say so
+    buffer = io.BytesIO()  # when torch writes to a file, its error does not say that the disk is full
     torch.save({"format": _FORMAT, **content}, buffer)
     with replacing(path) as temporary:
         temporary.write_bytes(seal(buffer.getvalue()))
 
 
 def seal(archive: bytes) -> bytes:
-    """Give a zip file without a comment the one that `load_checkpoint` expects."""
-    content = archive[:-2] + _DIGEST_CHARS.to_bytes(2, "little")  # it ends with its comment, and before that its length
+    """Add the comment that `load_checkpoint` expects to a zip file without one."""
+    content = archive[:-2] + _DIGEST_CHARS.to_bytes(2, "little")  # a zip file ends with its comment, after its length
     return content + hashlib.sha256(content).hexdigest().encode()
 
 
@@ -93,12 +93,12 @@ def is_state(model: Any) -> bool:
 
 
 def is_sealed(file_content: bytes) -> bool:
-    """Whether it looks like a file of `save_checkpoint`, be it damaged: its zip comment is as long as a digest."""
+    """Whether it looks like a file of `save_checkpoint`, even a damaged one: its comment is as long as a digest."""
     return file_content[-_DIGEST_CHARS - 2 : -_DIGEST_CHARS] == _DIGEST_CHARS.to_bytes(2, "little")
 
 
 def _check(file_content: bytes) -> None:
-    """Raise ValueError, or what a parser raises, unless this is a checkpoint of ours that torch may read."""
+    """Raise ValueError, or a parser's error, unless this is one of our checkpoints and safe for torch to read."""
     content, digest = file_content[:-_DIGEST_CHARS], file_content[-_DIGEST_CHARS:]
     if hashlib.sha256(content).hexdigest().encode() != digest:
         raise ValueError("digest")
@@ -106,10 +106,10 @@ def _check(file_content: bytes) -> None:
 
 
 def check_archive(file_content: bytes) -> None:
-    """Raise ValueError, or whatever a parser does, unless it is what torch.save makes of tensors and plain values."""
+    """Raise ValueError, or a parser's error, unless this is a torch.save file of tensors and plain values."""
     with zipfile.ZipFile(io.BytesIO(file_content)) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise ValueError("compressed")  # it could be a bomb
+            raise ValueError("compressed")  # it could be a decompression bomb
         (pickled,) = [entry for entry in archive.infolist() if entry.filename.endswith("/data.pkl")]
         for operation, argument, _ in pickletools.genops(archive.read(pickled)):
             if operation.name == "GLOBAL" and not _GLOBALS.fullmatch(str(argument)):
@@ -124,8 +124,8 @@ class BestEpoch:
 
     Attributes:
         epoch: counts from 0.
-        val_accuracy: of that epoch.
-        model: the model's state dict then.
+        val_accuracy: validation accuracy of that epoch.
+        model: the model's state dict after that epoch.
     """
 
     epoch: int
@@ -135,17 +135,17 @@ class BestEpoch:
 
 @dataclass(frozen=True, eq=False)
 class LastCheckpoint:
-    """What `last.pt` holds of a run that can go on.
+    """The content of `last.pt`, from which a run can be resumed.
 
     Attributes:
-        settings: as `Settings.as_config` gave them.
+        settings: from `Settings.as_config`.
         data: the digests of the splits that it was trained on.
-        data_dir: where they were.
-        num_epochs: that are finished.
-        metrics: of each finished epoch.
-        best: None before the first epoch has finished.
+        data_dir: the folder of these splits.
+        num_epochs: the number of finished epochs.
+        metrics: the metrics of each finished epoch.
+        best: the best epoch; None before the first epoch has finished.
         seconds: wall time so far.
-        state: as `Trainer.state` gave it.
+        state: from `Trainer.state`.
     """
 
     settings: dict[str, Any]
@@ -161,20 +161,20 @@ class LastCheckpoint:
 class Checkpointer:
     """A run's metrics and state, in memory and on the disk.
 
-    Checkpoints are written at the start, at an epoch's end but at most every ten seconds, and on leaving, however that
-    happens. At an epoch's end a thread writes, while training goes on; what it fails at is raised at the end of the
-    next epoch that finds it finished, or on leaving. After that no thread is left.
+    Checkpoints are written at the start, at the end of epochs but at most every ten seconds, and on leaving the context
+    for any reason. At an epoch's end a thread writes while training continues. If writing fails, the error is raised at
+    the end of a later epoch, once the thread has ended, or on leaving. No thread remains after that.
 
     Args:
-        settings: of the run.
-        data_dir: where its data is, for a later `--resume`.
-        run_dir: where to write; locked by the caller.
-        trainer: whose state is kept. It is set to the checkpoint's if there is one.
-        checkpoint: to go on from, as `read_last` gives it; None for a new run.
-        writes: whether anything is written; of several ranks one does.
+        settings: the run's settings.
+        data_dir: the data's folder, for a later `--resume`.
+        run_dir: the folder to write to; locked by the caller.
+        trainer: its state is saved. If there is a checkpoint, its state is set to the checkpoint's.
+        checkpoint: the checkpoint to resume from, from `read_last`; None for a new run.
+        writes: whether anything is written; only one of several ranks writes.
 
     Attributes:
-        metrics: of every finished epoch, as in `metrics.jsonl`.
+        metrics: the metrics of every finished epoch, as in `metrics.jsonl`.
         best: the best epoch so far; None before the first.
 
     Raises:
@@ -231,14 +231,14 @@ class Checkpointer:
             self._finish_writing()
 
     def describe(self) -> str:
-        """What of the run is saved, in words."""
+        """Say what is saved of the run."""
         if not self.metrics:
             return f"no epoch was finished, {self._run_dir} holds the untrained model"
         return f"{len(self.metrics)} finished epochs are saved in {self._run_dir}"
 
     def remedy(self) -> str:
-        """How to go on."""
-        return f"go on with `fastcifar train --resume {shlex.quote(str(self._run_dir))}`"
+        """Say how to resume the run."""
+        return f"continue with `fastcifar train --resume {shlex.quote(str(self._run_dir))}`"
 
     def finish_epoch(self, metrics: EpochMetrics) -> None:
         """Record an epoch that is finished and evaluated."""
@@ -257,10 +257,10 @@ class Checkpointer:
             write_metrics(self._run_dir, self.metrics)
 
     def _start_writing(self) -> None:
-        """Let the thread write what is not saved yet, after it has written what it was given before.
+        """Let the thread write what is not saved yet, after its previous work.
 
         Raises:
-            FastcifarError: that failed.
+            FastcifarError: the previous write failed.
         """
         self._finish_writing()
         if self._unsaved is None or not self._writes:
@@ -279,7 +279,7 @@ class Checkpointer:
             save_checkpoint(self._run_dir / name, content)
 
     def _finish_writing(self) -> None:
-        """Wait for the thread; raises what it failed at."""
+        """Wait for the thread, and raise its error if it failed."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -293,7 +293,7 @@ def read_last(run_dir: Path) -> LastCheckpoint:
     """
     path = run_dir / LAST_FILE
     content = load_checkpoint(path)
-    damaged = f"{path} is damaged, or no checkpoint to go on from"
+    damaged = f"{path} is damaged, or no checkpoint to resume from"
     if content.get("best") == {}:
         content["best"] = None
     state = {key: content.get(key) for key in ("model", "optimizer", "scheduler")}

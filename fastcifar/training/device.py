@@ -1,4 +1,4 @@
-"""The device that a run uses: which one, what it is fast at, and torch's process-wide settings for it."""
+"""The device of a run: its choice, whether bf16 is fast on it, and torch's process-wide settings for it."""
 
 import contextlib
 import os
@@ -14,10 +14,10 @@ from fastcifar.training.allocator import freed_memory_kept
 
 
 def resolve_device(name: str, world: World = ALONE) -> torch.device:
-    """The device of that name, of several processes on a machine each its own; for "auto" CUDA where there is one.
+    """The device of that name. "auto" means CUDA if there is one; each process of a machine gets its own device.
 
     Raises:
-        FastcifarError: there is none, or one of the name for several processes.
+        FastcifarError: there is no such device, or the name is that of one device for several processes.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -46,23 +46,23 @@ def is_bf16_fast(device: torch.device) -> bool:
 
 @contextlib.contextmanager
 def configured_device(name: str, *, description: str, num_threads: int, deterministic: bool) -> Iterator[None]:
-    """Set torch up for a run on a device; its former behaviour returns afterwards.
+    """Set up torch for a run on a device, and restore its former settings afterwards.
 
     Args:
         name: "cpu" or "cuda:<index>".
-        description: the processor's own name, for an error.
+        description: the processor's name, for error messages.
         num_threads: torch's threads on the CPU.
-        deterministic: whether only algorithms are used that give the same bits each time.
+        deterministic: whether to use only algorithms that give the same bits each time.
 
     Raises:
-        FastcifarError: the device has too little memory for what is done meanwhile.
+        FastcifarError: the device has too little memory for the work in this context.
     """
     device, former_precision = torch.device(name), torch.get_float32_matmul_precision()
     torch.set_num_threads(num_threads)
     if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS asks for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
     torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing here reads any
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing here reads uninitialized memory
     if device.type == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = not deterministic  # every training batch has the same shape
@@ -83,5 +83,5 @@ def configured_device(name: str, *, description: str, num_threads: int, determin
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory is short; torch's allocator on the CPU has no exception type of its own."""
+    """Whether it reports too little memory; torch's CPU allocator has no separate exception type."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

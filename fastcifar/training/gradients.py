@@ -1,4 +1,4 @@
-"""Gradients averaged over the ranks of a world, by one all-reduce a step that a CUDA graph can hold."""
+"""Gradients averaged over the ranks of a world, by one all-reduce per step that a CUDA graph can contain."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from fastcifar.distributed import World
 
 
 class GradientAverage:
-    """Sums gradients in one flat float tensor.
+    """Averages gradients in one flat float tensor.
 
     Args:
         masters: the model's parameters; averages have their shapes, types and memory formats.
-        world: whose ranks each have gradients of their own, and all call this.
+        world: its ranks each have their own gradients, and all of them call this.
     """
 
     def __init__(self, masters: list[Tensor], world: World) -> None:

@@ -1,4 +1,4 @@
-"""How far the device has come with the steps that were issued to it."""
+"""Tracks which of the steps that were issued to the device are finished."""
 
 import time
 from collections import deque
@@ -8,45 +8,45 @@ import torch
 from fastcifar.distributed import ALONE, LostPeerError, World
 
 _MAX_IN_FLIGHT = 64  # about a tenth of a second: a run stops, and shows where it is, within that time
-_PATIENCE_S = 300.0  # NCCL's own watchdog may not see a collective that is replayed in a CUDA graph
+_PATIENCE_S = 300.0  # NCCL's watchdog may not see a collective that is replayed in a CUDA graph
 _POLL_S = 1e-4
 
 
 class StepsInFlight:
-    """Counts an epoch's steps, issued and finished. On a CPU a step is finished when it returns.
+    """Counts an epoch's issued and finished steps. On a CPU a step is finished when it returns.
 
     Args:
-        device: that the steps are issued to.
-        world: whose other ranks a step may wait for.
+        device: the device that the steps are issued to.
+        world: a step may wait for its other ranks.
     """
 
     def __init__(self, device: torch.device, world: World = ALONE) -> None:
         self._is_cuda, self._world = device.type == "cuda", world
-        self._events: deque[torch.cuda.Event] = deque()  # of the steps that are not known to be finished
+        self._events: deque[torch.cuda.Event] = deque()  # one for each step that may not be finished
         self._num_issued = 0
 
     def begin_epoch(self) -> None:
-        """No step was issued yet."""
+        """Start counting from 0."""
         self._events.clear()
         self._num_issued = 0
 
     @property
     def num_issued(self) -> int:
-        """Steps of the epoch that were issued."""
+        """The number of steps that were issued in this epoch."""
         return self._num_issued
 
     @property
     def num_finished(self) -> int:
-        """Steps of the epoch that are known to be finished; nothing waits for the device."""
+        """The number of steps in this epoch that are known to be finished; does not wait for the device."""
         while self._events and self._events[0].query():
             self._events.popleft()
         return self._num_issued - len(self._events)
 
     def add(self) -> None:
-        """A step was issued; wait if too many are not finished.
+        """Count an issued step; wait if too many are not finished.
 
         Raises:
-            LostPeerError: the device does not go on, and others take part.
+            LostPeerError: the device does not make progress, and there are other ranks.
         """
         self._num_issued += 1
         if self._is_cuda:

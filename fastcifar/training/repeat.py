@@ -1,4 +1,4 @@
-"""The same training from several seeds, one after the other, into one folder."""
+"""The same training with several seeds, one after the other, in one folder."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,20 +19,21 @@ from fastcifar.training.settings import Settings
 def train_seeds(
     settings: Settings, seeds: Sequence[int], data_dir: Path, folder: Path, callback: Callback | None = None
 ) -> None:
-    """Train by the same settings from several seeds; each run's directory is `folder / "seed-<number>"`.
+    """Train with the same settings and several seeds; each run's directory is `folder / "seed-<number>"`.
 
-    Seeds that are finished, or whose loss was not finite, are left as they are, and one that was stopped goes on: with
-    the same arguments again, this goes on where it was stopped. Under torchrun every process calls it.
+    A second call with the same arguments continues: finished seeds and those whose loss was not finite are kept, a
+    stopped one is resumed. Under torchrun every process calls it.
 
     Args:
-        settings: from `settings.resolve_settings`; their own seed is not used.
-        seeds: different ones.
+        settings: from `settings.resolve_settings`; their seed is not used.
+        seeds: the seeds, all different.
         data_dir: as for `train_model`.
-        folder: to fill; made if it is not there.
-        callback: is told how it goes; None for nobody.
+        folder: the folder to fill; created if missing.
+        callback: its methods are called as the runs proceed; None for none.
 
     Raises:
-        FastcifarError: the folder holds seeds of other settings, or as `train_model`; not where a loss is not finite.
+        FastcifarError: the folder holds seeds with other settings, or as `train_model`, except for a loss that is not
+            finite.
         Interrupted: as `train_model`.
     """
     with init_distributed() as world:
@@ -55,7 +56,7 @@ def train_seeds(
                     callback.on_message(str(error))
                     if world.is_main:
                         write_diverged(run_dir, error.reason)
-                torch.compiler.reset()  # it compiles a function for 8 models at most, and then no more
+                torch.compiler.reset()  # it compiles a function for at most 8 models
 
 
 def _state(run_dir: Path) -> str:

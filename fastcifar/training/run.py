@@ -42,24 +42,24 @@ from fastcifar.training.trainer import Trainer
 def train_model(
     settings: Settings, data_dir: Path, out: Path | None = None, callback: Callback | None = None
 ) -> tuple[Path, Results]:
-    """Train by a recipe, evaluate, and fill a run directory.
+    """Train with a recipe, evaluate, and fill a run directory.
 
     Under torchrun every process calls this with the settings it resolved; rank 0 writes the files and calls the
-    callback. Where torchrun restarted all of them after a failure, the run goes on from its last checkpoint.
+    callback. If torchrun restarts all processes after a failure, the run continues from its last checkpoint.
 
     Args:
         settings: from `settings.resolve_settings`.
-        data_dir: a folder that `prepare` filled, or that is to be filled so; each machine has its own, or all share it.
+        data_dir: the data folder, which is prepared if it is missing; each machine has its own, or all share one.
         out: the run directory, which must be empty or missing; None for `runs/<recipe>-<time>`.
-        callback: is told how it goes; None for nobody.
+        callback: its methods are called as the run proceeds; None for none.
 
     Returns:
-        The run directory and the results, which are in its `results.json`, too.
+        The run directory and the results, which are also in its `results.json`.
 
     Raises:
         FastcifarError: the data is damaged, a file cannot be written, the device has too little memory, or the loss is
             not finite.
-        Interrupted: SIGINT, SIGTERM or SIGHUP came; the last finished epoch is saved.
+        Interrupted: SIGINT, SIGTERM or SIGHUP was received; the last finished epoch is saved.
     """
     with init_distributed() as world, contextlib.ExitStack() as stack:
         callback = callback if callback and world.is_main else Callback()
@@ -80,21 +80,21 @@ def train_model(
 def resume_training(
     run_dir: Path, data_dir: Path | None = None, callback: Callback | None = None
 ) -> tuple[Settings, Results]:
-    """Go on with a run that was stopped, with its own settings, from its last checkpoint.
+    """Continue a stopped run from its last checkpoint, with its settings.
 
-    On a CPU of the same kind with the same torch, the weights and metrics are, to the last bit, those of the run that
-    was never stopped.
+    On a CPU of the same kind with the same torch, the weights and metrics equal, to the last bit, those of an
+    uninterrupted run.
 
     Args:
-        run_dir: of a run that is not finished.
-        data_dir: a folder that `prepare` filled; None for the one it was begun with.
-        callback: is told how it goes; None for nobody.
+        run_dir: the directory of an unfinished run.
+        data_dir: a folder that `prepare` filled; None for the one the run was started with.
+        callback: its methods are called as the run proceeds; None for none.
 
     Returns:
         The run's settings and its results.
 
     Raises:
-        FastcifarError: as `train_model`, and where the run cannot go on here.
+        FastcifarError: as `train_model`, or the run cannot be resumed here.
         Interrupted: as `train_model`.
     """
     with init_distributed() as world, contextlib.ExitStack() as stack:
@@ -109,9 +109,7 @@ def resume_training(
         if data_dir is None:
             data_dir = Path(checkpoint.data_dir)
             if not is_prepared(data_dir):
-                raise ArgumentError(
-                    "data_dir", f"{data_dir} is not there any more: name the new place of the run's data"
-                )
+                raise ArgumentError("data_dir", f"{data_dir} no longer exists: give the new path of the run's data")
         stack.enter_context(_device_of(settings))
         settings = with_usable_convolution(settings, world, callback)
         return settings, Run(settings, data_dir, world, callback).train(run_dir, checkpoint)
@@ -127,7 +125,7 @@ def _device_of(settings: Settings) -> contextlib.AbstractContextManager[None]:
 
 
 def with_usable_convolution(settings: Settings, world: World, callback: Callback) -> Settings:
-    """The settings with rank 0's convolutions on every rank: torch's own, and a line, where it has no others."""
+    """The settings with rank 0's convolutions on every rank: torch's, with a message, if others cannot be used."""
     problem = None if settings.convolution == TORCH else why_unavailable()
     if problem is not None:
         callback.on_message(f"torch's own convolutions, which are slower: {problem}")
@@ -135,7 +133,7 @@ def with_usable_convolution(settings: Settings, world: World, callback: Callback
 
 
 def _prepare_everywhere(data_dir: Path, world: World, callback: Callback) -> None:
-    """Prepare missing data: by rank 0 for all that share its folder, then once on every other machine."""
+    """Prepare missing data: rank 0 for all that share its folder, then one rank on every other machine."""
     for is_mine in (world.is_main, world.local_rank == 0):
         if is_mine and is_untouched(data_dir):
             prepare_data(data_dir, report=callback.on_message)
@@ -143,19 +141,19 @@ def _prepare_everywhere(data_dir: Path, world: World, callback: Callback) -> Non
 
 
 class Run:
-    """What a run works with, and how it trains.
+    """The parts of a run, and its training loop.
 
     Args:
-        settings: of the run.
+        settings: the run's settings.
         data_dir: a folder that `prepare` filled.
-        world: that the settings were resolved for.
-        callback: is told how it goes.
+        world: the world that the settings were resolved for.
+        callback: its methods are called as the run proceeds.
 
     Attributes:
-        loader: of the training batches, this rank's share of each.
-        val: to validate on.
-        test: to test on.
-        trainer: of the model.
+        loader: loads the training batches, this rank's share of each.
+        val: the validation images.
+        test: the test images.
+        trainer: trains the model.
     """
 
     def __init__(self, settings: Settings, data_dir: Path, world: World, callback: Callback) -> None:
@@ -190,11 +188,11 @@ class Run:
         self._compiled_pass = CompiledPass(device) if settings.compile else None
 
     def train(self, run_dir: Path, checkpoint: LastCheckpoint | None) -> Results:
-        """Train the epochs that are left, then test.
+        """Train the remaining epochs, then test.
 
         Args:
-            run_dir: where to write; locked by the caller.
-            checkpoint: to go on from, as `read_last` gives it; None for a new run.
+            run_dir: the folder to write to; locked by the caller.
+            checkpoint: the checkpoint to resume from, from `read_last`; None for a new run.
 
         Returns:
             The results.
@@ -246,7 +244,7 @@ class Run:
             with self.world.peers_needed():
                 yield
         except LostPeerError as error:
-            _stop_if_told(signals, checkpointer)  # it died of the same signal
+            _stop_if_told(signals, checkpointer)  # the other rank ended by the same signal
             raise FastcifarError(f"{error}: {checkpointer.describe()}; {checkpointer.remedy()}") from error
 
     def _train_epoch(self, epoch: int, checkpointer: Checkpointer, signals: StopSignals) -> EpochMetrics:
@@ -278,7 +276,7 @@ class Run:
         )
 
     def _finish(self, checkpointer: Checkpointer, run_dir: Path) -> Results:
-        """Test the last weights and the best ones, and write predictions by the best, results and charts."""
+        """Test the last and the best weights; write predictions of the best weights, results and charts."""
         last, logits = self._test(checkpointer.metrics[-1])
         best = last
         assert checkpointer.best is not None
@@ -289,7 +287,7 @@ class Run:
             best=best,
             last=last,
             num_test_images=len(self.test.labels),
-            # Val and test together are the official 10,000 test images, of which others report; both count alike.
+            # Val and test together are the official 10,000 test images, on which others report; both count equally.
             test10k_accuracy=(last.val_accuracy + last.test_accuracy) / 2,
             img_per_s=statistics.median(metrics.img_per_s for metrics in checkpointer.metrics),
             seconds=checkpointer.seconds,
@@ -297,14 +295,14 @@ class Run:
         if self.world.is_main:
             labels = self.test.labels.cpu().numpy().astype(np.uint8)
             write_predictions(run_dir, Predictions(self.test.images.cpu().numpy(), labels, logits.cpu().numpy()))
-            write_results(run_dir, results)  # with it the run is finished
+            write_results(run_dir, results)  # this marks the run as finished
             self._draw(run_dir)
         return results
 
     def _draw(self, run_dir: Path) -> None:
-        """Draw the charts; whatever is wrong with matplotlib or its environment, the run is finished without them."""
+        """Draw the charts; if matplotlib or its environment is broken, the run is finished without them."""
         try:
-            from fastcifar.results.charts import write_charts  # a second for matplotlib, which no step needs
+            from fastcifar.results.charts import write_charts  # importing matplotlib takes a second
 
             write_charts(run_dir)
         except Exception as error:
@@ -312,7 +310,7 @@ class Run:
             self.callback.on_warning(f"the charts could not be drawn ({reason(error)}): `{again}` draws them again")
 
     def _test(self, epoch: EpochMetrics | BestEpoch) -> tuple[Scores, Tensor]:
-        """What the model of that epoch reaches, and its logits of the clean images."""
+        """The scores of that epoch's model, and its logits of the clean images."""
         logits = self.logits(self.test)
         loss, accuracy = loss_and_accuracy(logits, self.test.labels)
         augmented = loss_and_accuracy(self.logits(self.test, augmented=True), self.test.labels)[1]
@@ -347,7 +345,7 @@ class Run:
                 self.logits(self.val)
         except FastcifarError:
             raise
-        except Exception as error:  # a compiler, its absence and torch's own code raise many types
+        except Exception as error:  # torch's code and a compiler that fails or is missing raise many types
             if is_out_of_memory(error):
                 raise
             first_line = (str(error).strip().splitlines() or [repr(error)])[0][:200]

@@ -1,4 +1,4 @@
-"""A run's settings: what the user chose, and what was chosen for them."""
+"""A run's settings: the user's choices and the automatic ones."""
 
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -17,24 +17,24 @@ from fastcifar.training.device import is_bf16_fast, resolve_device
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that is chosen for a run, automatic choices resolved.
+    """All choices for a run, with automatic ones resolved.
 
     Attributes:
-        recipe: with this run's epochs, batch size and seed.
+        recipe: the recipe with this run's epochs, batch size and seed.
         device: "cpu", "cuda" or "cuda:<index>".
-        device_name: the processor's own name.
+        device_name: the processor's name.
         precision: "bf16" (autocast; the weights stay float32) or "fp32" (torch's default, which on CUDA lets
             convolutions use TF32).
         compile: whether torch.compile builds the step.
         loader: "resident" or "streamed".
         num_threads: torch's threads on the CPU.
         num_workers: FFCV's threads, for the streamed loader.
-        num_train_images: of the training set, the first of a fixed permutation.
-        num_eval_images: of val and of test each, likewise.
-        deterministic: whether only algorithms are used that give the same bits each time.
-        world_size: how many processes train together, each on a device and on an equal share of every batch.
+        num_train_images: the number of training images, the first of a fixed permutation.
+        num_eval_images: the number of images of val and of test each, the first of a fixed permutation.
+        deterministic: whether to use only algorithms that give the same bits each time.
+        world_size: how many processes train together, each on its device and on an equal share of every batch.
         sync_bn: whether they share batch norm's statistics in training.
-        convolution: whose convolutions are used, see `training.convolution`; "torch" where a stored run does not say.
+        convolution: which convolutions are used, see `training.convolution`; "torch" if a stored run does not say.
     """
 
     recipe: Recipe
@@ -53,7 +53,7 @@ class Settings:
     convolution: str = TORCH
 
     def as_config(self) -> dict[str, Any]:
-        """For `config.json`: `recipe` by name, its fields beside it."""
+        """The settings for `config.json`: the recipe's name, and its fields beside it."""
         settings = asdict(self)
         recipe = settings.pop("recipe")
         return {"recipe": recipe.pop("name"), **recipe, **settings}
@@ -70,25 +70,25 @@ def resolve_settings(
     device: str = "auto",
     loader: str = "resident",
     precision: str = "auto",
-    compile: bool | None = None,  # noqa: A002 (torch's own word for it)
+    compile: bool | None = None,  # noqa: A002 (torch's name for it)
     deterministic: bool = False,
     sync_bn: bool = False,
     convolution: str = "auto",
 ) -> Settings:
-    """Check a run's choices, and make those left open, for this process of the world that torchrun started.
+    """Check the choices for a run, and make the automatic ones, for this process of torchrun's world.
 
     Args:
-        recipe: as published.
+        recipe: the recipe as published.
         epochs: None for the recipe's.
         num_train_images: None for all 50,000.
         num_eval_images: of val and of test each; None for all 5,000.
         global_batch_size: None for the recipe's.
         seed: None for the recipe's.
-        device: "auto" takes CUDA where there is one.
+        device: "auto" takes CUDA if there is a device.
         loader: "resident" or "streamed".
-        precision: "auto" takes bf16 where the hardware is fast at it.
-        compile: None compiles on CUDA only, where it can: on a CPU it costs half a minute and gains nothing, and torch
-            cannot trace its synchronised batch norm.
+        precision: "auto" takes bf16 if the hardware is fast at it.
+        compile: None compiles on CUDA only: on a CPU it costs half a minute and gains nothing. None does not compile
+            with `sync_bn`, which torch cannot trace.
         deterministic: see `Settings`.
         sync_bn: see `Settings`.
         convolution: "auto", "torch" or "winograd", see `choose_convolution`.
@@ -106,7 +106,7 @@ def resolve_settings(
     )
     num_train = content.num_train if num_train_images is None else num_train_images
     num_eval = content.num_test // 2 if num_eval_images is None else num_eval_images
-    _within("num_train_images", num_train, resolved.global_batch_size, content.num_train, "(one batch is the least)")
+    _within("num_train_images", num_train, resolved.global_batch_size, content.num_train, "(at least one batch)")
     _within("num_eval_images", num_eval, 1, content.num_test // 2)
     world = world_from_env()
     _check_divides(world, resolved.global_batch_size)
@@ -134,7 +134,7 @@ def resolve_settings(
 
 
 def parse_settings(config: object) -> Settings:
-    """The settings that `as_config` gave.
+    """The settings from the output of `as_config`.
 
     Raises:
         FastcifarError: they are damaged, or of another version.
@@ -144,7 +144,7 @@ def parse_settings(config: object) -> Settings:
         raise FastcifarError(damaged)
     names = {field.name for field in fields(Recipe)} - {"name"}
     missing = sorted({"recipe", *names} - config.keys())
-    if missing:  # those with a default, too
+    if missing:  # also those with a default
         raise FastcifarError(f"{damaged}: {missing[0]} is missing")
     recipe = parse_record(Recipe, {**config, "name": config["recipe"]}, damaged)
     others = {key: value for key, value in config.items() if key not in names}
@@ -157,18 +157,18 @@ def parse_settings(config: object) -> Settings:
 
 
 def restore_settings(config: object) -> Settings:
-    """The settings that `as_config` gave, for a run that goes on here, be it in a world of another size.
+    """The settings from the output of `as_config`, for a run that is resumed here, even in a world of another size.
 
     Raises:
-        FastcifarError: they are damaged, the device is not there, the batch size does not divide, or the recipe of that
-            name is another one now.
+        FastcifarError: they are damaged, the device does not exist, the world's size does not divide the batch size, or
+            the recipe of that name has changed.
     """
     settings = parse_settings(config)
     recipe = settings.recipe
     if recipe.name in RECIPES:
         known = RECIPES[recipe.name].with_epochs(recipe.epochs)
         if recipe != replace(known, global_batch_size=recipe.global_batch_size, seed=recipe.seed):
-            raise FastcifarError(f"the recipe {recipe.name} is another one in this version")
+            raise FastcifarError(f"the recipe {recipe.name} is different in this version")
     world = world_from_env()
     _check_divides(world, recipe.global_batch_size)
     if world.size == settings.world_size == 1:
@@ -192,7 +192,7 @@ def _check_divides(world: World, global_batch_size: int) -> None:
 
 
 def _count_threads() -> int:
-    """Torch's threads: what it or OMP_NUM_THREADS chose, but no more than a container's share of the CPUs."""
+    """Torch's threads: as torch or OMP_NUM_THREADS chose, but at most a container's share of the CPUs."""
     return min(torch.get_num_threads(), count_cpus())
 
 

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP end a run in order, at its next step."""
+"""SIGINT, SIGTERM and SIGHUP end a run cleanly, at its next step."""
 
 import contextlib
 import os
@@ -11,17 +11,17 @@ from fastcifar.distributed import ALONE, World
 
 
 class StopSignals:
-    """Notes SIGINT, SIGTERM and SIGHUP instead of dying of the first; a second one ends the process at once.
+    """Records the first SIGINT, SIGTERM or SIGHUP; a second one ends the process at once.
 
-    SIGHUP says that the terminal or the connection is gone. Where it is ignored already, as under nohup, it stays so.
+    SIGHUP means that the terminal or the connection is gone. If it is already ignored, as under nohup, it stays so.
 
     Args:
-        world: of several processes only rank 0 listens, and as often as it is told: torchrun passes signals on, so the
-            same one may come twice.
+        world: of several processes only rank 0 listens, and a second signal does not end it: torchrun forwards signals,
+            so the same one may arrive twice.
 
     Attributes:
         received: the first signal's number, or None.
-        answer: what the first one is answered with.
+        answer: the message for the first signal.
     """
 
     def __init__(self, world: World = ALONE) -> None:
@@ -31,7 +31,7 @@ class StopSignals:
         self._former: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        is_main_thread = threading.current_thread() is threading.main_thread()  # Python handles signals in no other
+        is_main_thread = threading.current_thread() is threading.main_thread()  # Python handles signals only there
         if self._world.is_main and is_main_thread:
             numbers = [signal.SIGINT, signal.SIGTERM]
             if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -48,7 +48,7 @@ class StopSignals:
             return
         if self.received is not None:
             if sys.stdout is not None:
-                with contextlib.suppress(ValueError, OSError):  # the progress bar hid the cursor
+                with contextlib.suppress(ValueError, OSError):  # the progress bar has hidden the cursor
                     os.write(sys.stdout.fileno(), b"\x1b[?25h" if sys.stdout.isatty() else b"")
             os._exit(128 + number)
         self.received = number
@@ -57,12 +57,12 @@ class StopSignals:
 
 
 def _say(text: str) -> None:
-    """Write to standard error where there is one: a closed one's number may be another file's by now."""
+    """Write to standard error if it is open: the descriptor of a closed stream may now belong to another file."""
     if sys.stderr is None:
         return
     with contextlib.suppress(ValueError, OSError):  # closed later, or nobody reads it
         try:
-            sys.stderr.write(text)  # which a live view puts above itself
+            sys.stderr.write(text)  # a live view prints it above itself
             sys.stderr.flush()
         except RuntimeError:  # the signal came during another write
             os.write(sys.stderr.fileno(), text.encode())

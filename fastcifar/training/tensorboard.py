@@ -19,7 +19,7 @@ _SCALARS = {
 
 
 class TensorBoardLogger(Callback):
-    """Writes scalars at every epoch's end, into the folder `tensorboard` of the run directory; steps are epochs from 1.
+    """Writes scalars at every epoch's end to the folder `tensorboard` in the run directory; steps are epochs from 1.
 
     Raises:
         FastcifarError: the package tensorboard is not installed.
@@ -37,7 +37,7 @@ class TensorBoardLogger(Callback):
     def on_train_begin(
         self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[EpochMetrics]
     ) -> None:
-        """Open the log; of a resumed run, write its epochs again in the place of those of an earlier log."""
+        """Open the log; for a resumed run, replace the epochs of the earlier log."""
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(self._folder), purge_step=1 if finished else None)
