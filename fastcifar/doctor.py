@@ -17,8 +17,6 @@ _MIN_TORCH = (2, 11)
 _MIN_FREE_GIB = 3  # a training at batch size 128 takes half of it on a CPU
 _REMEDIES = {
     "torch": "install torch and torchvision again: bash tools/bootstrap.sh, or pip install --force-reinstall",
-    "device": "see torch",
-    "convolution": "see torch",
     "FFCV": "apt install libturbojpeg0-dev libopencv-imgproc-dev, then bash tools/bootstrap.sh",
     "matplotlib": "training needs it for charts only: pip install --force-reinstall matplotlib",
     "caches": "name a folder that can be written in TMPDIR",
@@ -65,11 +63,15 @@ def examine(data_dir: Path) -> Iterator[Check]:
         "memory": _check_memory,
         "data": lambda: _check_data(data_dir),
     }
+    first_with: dict[str, str] = {}
     for name, check in checks.items():
         try:
             yield check()
         except Exception as error:  # a package with a missing library raises anything while it is imported
-            yield Check(name, False, f"cannot be used ({_reason(error)})", _REMEDIES.get(name, "see the other lines"))
+            reason = _reason(error)
+            remedy = f"see {first_with[reason]}" if reason in first_with else _REMEDIES.get(name, "see the other lines")
+            first_with.setdefault(reason, name)
+            yield Check(name, False, f"cannot be used ({reason})", remedy)
 
 
 def _reason(error: Exception) -> str:

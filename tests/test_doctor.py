@@ -82,6 +82,7 @@ def test_a_package_that_cannot_be_imported_hides_no_other_check(tmp_path: Path) 
     reports = {line[9:21].strip(): line for line in done.stdout.splitlines() if line[:9].strip()}
     broken = [name for name, line in reports.items() if "(libcublas.so.12: cannot open shared object" in line]
     assert broken == ["torch", "device", "convolution", "FFCV"]
+    assert done.stdout.count("see torch\n") == 3
     assert list(reports)[-1] == "data"
 
 
