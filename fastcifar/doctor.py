@@ -1,4 +1,4 @@
-"""What this machine has for training, and what to do about what it lacks."""
+"""Checks what training needs on this machine, and says how to fix problems."""
 
 import importlib
 import os
@@ -19,20 +19,20 @@ _REMEDIES = {
     "torch": "install torch and torchvision again: bash tools/bootstrap.sh, or pip install --force-reinstall",
     "FFCV": "apt install libturbojpeg0-dev libopencv-imgproc-dev, then bash tools/bootstrap.sh",
     "matplotlib": "training needs it for charts only: pip install --force-reinstall matplotlib",
-    "caches": "name a folder that can be written in TMPDIR",
+    "caches": "set TMPDIR to a folder that can be written",
     "memory": "make sure that 3 GiB are free",
 }
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at.
+    """The result of one check.
 
     Attributes:
-        name: of it.
-        is_sound: False where something should be done.
-        found: what there is.
-        remedy: what to do; empty where all is well.
+        name: the name of the check.
+        is_sound: False if something should be done.
+        found: what was found.
+        remedy: what to do; empty if nothing is wrong.
     """
 
     name: str
@@ -42,10 +42,10 @@ class Check:
 
 
 def examine(data_dir: Path) -> Iterator[Check]:
-    """Look at everything a training needs; nothing is changed but the cache of compiled kernels.
+    """Check everything that training needs; this changes only the cache of compiled kernels.
 
     Args:
-        data_dir: where the data is, or is to be.
+        data_dir: the data folder, which may not exist yet.
 
     Yields:
         Each check as it is done; some take seconds.
@@ -67,7 +67,7 @@ def examine(data_dir: Path) -> Iterator[Check]:
     for name, check in checks.items():
         try:
             yield check()
-        except Exception as error:  # a package with a missing library raises anything while it is imported
+        except Exception as error:  # a package with a missing library may raise anything while it is imported
             reason = _reason(error)
             remedy = f"see {first_with[reason]}" if reason in first_with else _REMEDIES.get(name, "see the other lines")
             first_with.setdefault(reason, name)
@@ -80,12 +80,14 @@ def _reason(error: Exception) -> str:
 
 def _check_python() -> Check:
     version = ".".join(map(str, sys.version_info[:3]))
-    return Check("Python", sys.version_info >= (3, 11), version, "" if sys.version_info >= (3, 11) else "use 3.11 on")
+    return Check(
+        "Python", sys.version_info >= (3, 11), version, "" if sys.version_info >= (3, 11) else "use 3.11 or later"
+    )
 
 
 def _check_torch() -> Check:
     import torch
-    import torchvision  # noqa: F401 (the network is its own; its compiled part can fail where torch works)
+    import torchvision  # noqa: F401 (it has the network; its compiled part can fail although torch works)
 
     is_sound = tuple(map(int, torch.__version__.split(".")[:2])) >= _MIN_TORCH
     return Check("torch", is_sound, torch.__version__, "" if is_sound else "pip install 'torch>=2.11' torchvision")
@@ -149,15 +151,15 @@ def _check_matplotlib() -> Check:
 
 
 def _check_caches() -> Check:
-    """Where compiled code and fonts are kept. Training does without, but begins more slowly."""
+    """The caches of compiled code and fonts. Training works without them, but starts more slowly."""
     import matplotlib
 
     from fastcifar.kernels.gather_numba import IS_CACHED
 
     temporary = tempfile.gettempdir()
-    lost = [] if IS_CACHED else ["the streamed loader is compiled each time (NUMBA_CACHE_DIR would name a folder)"]
+    lost = [] if IS_CACHED else ["the streamed loader is compiled each time (set NUMBA_CACHE_DIR to a folder)"]
     if Path(matplotlib.get_cachedir()).is_relative_to(temporary) and "MPLCONFIGDIR" not in os.environ:
-        lost.append("fonts are searched each time (MPLCONFIGDIR would name a folder)")
+        lost.append("fonts are searched each time (set MPLCONFIGDIR to a folder)")
     return Check("caches", True, "; ".join(lost) or f"can be written; temporary files go to {temporary}")
 
 

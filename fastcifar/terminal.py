@@ -1,4 +1,4 @@
-"""What a person sees on a terminal: a run as it goes, tables, and a run's summary."""
+"""Output for a terminal: the live view of a run, tables, and a run's summary."""
 
 import shlex
 import shutil
@@ -33,27 +33,27 @@ _MAX_BAR = 100  # columns, the epoch and the percentage beside it included
 
 
 def plain_console(*, quiet: bool = False) -> Console:
-    """Standard output, where text stays as it is: a path may hold what rich takes for markup or an emoji's name."""
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()  # rich would also take FORCE_COLOR for a terminal
+    """Standard output without rich's markup and emoji names, because a path may contain either."""
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()  # rich also treats FORCE_COLOR as a terminal
     out = Console(
         force_terminal=is_terminal,
-        width=None if is_terminal else sys.maxsize,  # a line of a pipe or a file is never broken
+        width=None if is_terminal else sys.maxsize,  # a line in a pipe or a file is never broken
         highlight=False,
         markup=False,
         emoji=False,
         soft_wrap=True,
         quiet=quiet,
     )
-    if not out.width:  # COLUMNS=0: the terminal's own width, for in none at all rich shows nothing
+    if not out.width:  # COLUMNS=0: use the terminal's width, because with a width of 0 rich shows nothing
         out.width = shutil.get_terminal_size().columns
     return out
 
 
 class RunView(Callback):
-    """Tells a person how a run goes.
+    """Shows the progress of a run.
 
     Args:
-        quiet: nobody is told anything.
+        quiet: whether to show nothing but warnings.
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
@@ -63,13 +63,13 @@ class RunView(Callback):
         self._live = Live(self, console=self._out, transient=True, redirect_stderr=is_stderr_here)
         bar = BarColumn(None, complete_style="cyan", finished_style="cyan", pulse_style="cyan")
         columns = ("{task.description}", bar, "{task.fields[share]}")
-        # Its steps are those of the whole run. It is drawn in the view, so it is not started.
+        # Counts the steps of the whole run. The view draws it, so it is not started.
         self._progress = Progress(*columns, console=self._out, expand=True, get_time=perf_counter)
         self._task_id = self._progress.add_task("", total=None, share="")
         self._num_epochs = self._num_steps = self._batch_size = 0
         self._first_position = 0  # steps done before this process
         self._epoch_start = 0.0
-        self._rate: float | None = None  # images a second
+        self._rate: float | None = None  # images per second
         self._last: EpochMetrics | None = None
         self._best: EpochMetrics | None = None
 
@@ -86,19 +86,19 @@ class RunView(Callback):
         self._out.print(line)
 
     def on_warning(self, line: str) -> None:
-        """Print one line on standard error, even where nobody wants to be told how it goes."""
+        """Print one line on standard error, even if `quiet`."""
         click.echo(f"warning: {one_line(line)}", err=True)
 
     def on_train_begin(
         self, num_epochs: int, num_steps: int, batch_size: int, finished: Sequence[EpochMetrics]
     ) -> None:
-        """Training begins: so many epochs of so many steps; of a resumed run, the metrics of those finished before."""
+        """Training begins; `finished` has the metrics of the epochs that a resumed run finished before."""
         self._num_epochs, self._num_steps, self._batch_size = num_epochs, num_steps, batch_size
         self._first_position = len(finished) * num_steps
         self._progress.reset(self._task_id, total=num_epochs * num_steps)
         self._move(len(finished), self._first_position)
         self._epoch_start = perf_counter()
-        self._rate = self._last = self._best = None  # what they were of an earlier run
+        self._rate = self._last = self._best = None  # forget an earlier run's
         for metrics in finished:
             self._keep(metrics)
 
@@ -112,7 +112,7 @@ class RunView(Callback):
         self._move(epoch, epoch * self._num_steps + step + 1)
 
     def on_epoch_end(self, metrics: EpochMetrics) -> None:
-        """An epoch ended; its line of `metrics.jsonl`."""
+        """An epoch ended; `metrics` is its line of `metrics.jsonl`."""
         self._keep(metrics)
         self._rate = metrics.img_per_s
         epoch = f"epoch {metrics.epoch + 1:>{len(str(self._num_epochs))}}/{self._num_epochs}"
@@ -147,7 +147,7 @@ class RunView(Callback):
             yield Columns(parts, padding=(0, 2))
 
     def _pace(self) -> list[str]:
-        """Rate, time passed, and time left by what this process did: epochs of an earlier one do not count."""
+        """Rate, time passed, and time left by this process's pace: epochs of an earlier process do not count."""
         task = self._progress.tasks[0]
         if task.remaining is None:  # training has not begun
             return []
@@ -159,7 +159,7 @@ class RunView(Callback):
         return pace
 
     def _figures(self) -> list[str]:
-        """Of finished epochs only: to read the step's loss, the device would have to be waited for."""
+        """Figures of finished epochs only: reading the current step's loss would have to wait for the device."""
         if self._last is None or self._best is None:
             return []
         last, best = self._last, self._best
@@ -175,12 +175,12 @@ def _format_duration(seconds: float) -> str:
 
 
 def print_table(columns: list[str], rows: list[list[str]], *, num_text_columns: int) -> None:
-    """A plain table; on a terminal too narrow for it, each row becomes a block of lines instead.
+    """Print a plain table; on a terminal too narrow for it, each row becomes a block of lines.
 
     Args:
-        columns: the headings; the first column says what a row is about.
-        rows: of as many cells.
-        num_text_columns: the first columns are text, the others figures.
+        columns: the headings; the first column names the row.
+        rows: the rows, each with one cell per column.
+        num_text_columns: the number of text columns, which come first; the others hold figures.
     """
     out = plain_console()
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
@@ -191,7 +191,7 @@ def print_table(columns: list[str], rows: list[list[str]], *, num_text_columns: 
     if out.measure(table, options=out.options.update(width=sys.maxsize)).maximum <= out.width:
         with out.capture() as capture:
             out.print(table)
-        # Without the spaces that rich fills each line up with.
+        # Without the spaces with which rich fills each line.
         out.out("\n".join(line.rstrip() for line in capture.get().split("\n")), end="")
         return
     indent = max(map(len, columns[1:])) + 4
@@ -203,13 +203,13 @@ def print_table(columns: list[str], rows: list[list[str]], *, num_text_columns: 
 
 
 def show_summary(recipe: Recipe, settings: "Settings", run_dir: Path, results: Results, *, again: str) -> None:
-    """The run's end: what it reached, where everything is, and what to do next.
+    """Print the summary of a finished run: its results, where its files are, and what to do next.
 
     Args:
-        recipe: as published.
-        settings: the run's.
-        run_dir: where everything was written.
-        results: the run's.
+        recipe: the recipe as published.
+        settings: the run's settings.
+        run_dir: the run directory.
+        results: the run's results.
         again: the command for a whole run.
     """
     out = plain_console()
@@ -224,7 +224,7 @@ def show_summary(recipe: Recipe, settings: "Settings", run_dir: Path, results: R
     out.print(f"\naccuracy on {results.num_test_images:,} test images")
     print_table(["weights", "clean", "augmented"], rows, num_text_columns=1)
     if recipe.published_accuracy is not None:
-        _print_text(out, "The published one is very likely of augmented images.")
+        _print_text(out, "The published accuracy is very likely on augmented images.")
     epochs, num_images, num_train = settings.recipe.epochs, settings.num_train_images, cifar10.SPEC.num_train
     is_short = epochs < recipe.epochs or num_images < num_train
     if is_short:
@@ -238,12 +238,12 @@ def show_summary(recipe: Recipe, settings: "Settings", run_dir: Path, results: R
         )
     where = shlex.quote(str(run_dir))
     commands = {
-        f"fastcifar report {where}": "all of it as one page",
+        f"fastcifar report {where}": "everything on one page",
         f"fastcifar evaluate {where}": "scores of each class",
-        f"fastcifar predict {where} PICTURE": "what it sees in yours",
+        f"fastcifar predict {where} PICTURE": "classify your own picture",
         again if is_short else f"{again} --seed {settings.recipe.seed + 1}": "the full recipe"
         if is_short
-        else "once more",
+        else "another seed",
     }
     out.print()
     for name, path in (("run", run_dir), ("weights", run_dir / BEST_FILE), ("charts", run_dir / "charts")):
@@ -254,15 +254,15 @@ def show_summary(recipe: Recipe, settings: "Settings", run_dir: Path, results: R
 
 
 def _print_text(out: Console, text: str) -> None:
-    """A sentence or more: broken between words on a terminal, one line elsewhere."""
+    """Print sentences: broken between words on a terminal, on one line elsewhere."""
     out.print(text, soft_wrap=False)
 
 
 def show_evaluation(evaluation: "Evaluation") -> None:
-    """Print what `evaluation.evaluate_split` found."""
+    """Print the result of `evaluation.evaluate_split`."""
     out = plain_console()
     low, high = evaluation.interval_95
-    how_long = f", {evaluation.num_epochs} epochs" if evaluation.num_epochs else ""  # of plain weights nobody knows
+    how_long = f", {evaluation.num_epochs} epochs" if evaluation.num_epochs else ""  # unknown for plain weights
     out.print(f"{one_line(evaluation.checkpoint)}: {evaluation.recipe}{how_long}")
     _print_text(
         out,
@@ -282,11 +282,11 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     print_table(["class", "precision", "recall", "F1", "images"], rows, num_text_columns=1)
     if evaluation.confusions:
         mistakes = [f"{row.label} as {row.predicted} {row.count}" for row in evaluation.confusions[:5]]
-        _print_text(out, f"\nmost often taken: {', '.join(mistakes)}")
+        _print_text(out, f"\ntop confusions: {', '.join(mistakes)}")
 
 
 def show_predictions(predictions: "Sequence[Prediction]") -> None:
-    """Print what `prediction.predict_pictures` found."""
+    """Print the result of `prediction.predict_pictures`."""
     rows = [
         [one_line(row.path), *(f"{guess.class_name} {guess.probability:.1%}" for guess in row.top)]
         for row in predictions
@@ -295,7 +295,7 @@ def show_predictions(predictions: "Sequence[Prediction]") -> None:
 
 
 def show_runs(folder: Path, found: list[RunSummary]) -> None:
-    """Print a table of runs, and how to go on with one that was stopped."""
+    """Print a table of runs, and how to continue a stopped one."""
     out = plain_console()
     if not found:
         out.print(f"{one_line(str(folder))} holds no runs")
@@ -317,11 +317,11 @@ def show_runs(folder: Path, found: list[RunSummary]) -> None:
     stopped = [run for run in found if run.state == "stopped"]
     if stopped:
         command = f"fastcifar train --resume {shlex.quote(str(stopped[0].path))}"
-        out.print(f"\nstopped runs go on where they were, for example: {command}")
+        out.print(f"\nto continue a stopped run, for example: {command}")
 
 
 def show_seed_tables(tables: "Sequence[SeedTable]", written: Sequence[Path]) -> None:
-    """Print tables on seeds, and the files they were written to."""
+    """Print tables of seed statistics, and the files they were written to."""
     out = plain_console()
     for table in tables:
         _print_text(out, table.title)

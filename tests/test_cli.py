@@ -132,7 +132,7 @@ def test_a_package_that_cannot_be_imported_is_named(
     code, _, err = call(monkeypatch, capsys)
     assert code == 2
     assert err.startswith("Error: broken_torch cannot be imported (")
-    assert err.endswith("): `fastcifar doctor` looks at everything that is needed\n")
+    assert err.endswith("): `fastcifar doctor` checks everything that is needed\n")
     assert "standard output" not in err
 
 
@@ -267,7 +267,7 @@ def test_a_signal_ends_training_cleanly(tiny_data: Path, tmp_path: Path, number:
         _, err = process.communicate(timeout=300)
     assert process.returncode == code
     asked, stopped = err.splitlines()
-    assert asked == "stopping after this step; once more: at once"
+    assert asked == "stopping after this step; a second signal stops at once"
     saved = r"stopped: \d+ finished epochs are saved in run; continue with `fastcifar train --resume run`"
     assert re.fullmatch(saved, stopped)
     assert (tmp_path / "run" / "last.pt").exists()
@@ -298,7 +298,7 @@ def test_resume_goes_on_with_the_runs_own_settings(
     interrupt(tiny_data, tmp_path / "run", (1, 1))
     capsys.readouterr()
     code, _, err = call(monkeypatch, capsys, "train", "--resume", "run", "--train-images", "9")
-    assert (code, err) == (2, "Error: --resume goes on with the run's own settings: leave out --train-images\n")
+    assert (code, err) == (2, "Error: --resume continues with the run's settings: leave out --train-images\n")
     shutil.copytree("run", "again")
     assert call(monkeypatch, capsys, "train", "--resume", "again", "--quiet") == (0, "again\n", "")
     code, out, err = call(monkeypatch, capsys, "train", "--resume", "run")

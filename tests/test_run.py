@@ -205,7 +205,7 @@ def test_an_interrupt_in_the_evaluation_lets_it_finish(
 
     results = run(tiny_data, tmp_path / "run", Impatient(), epochs=1)
     assert results.last.epoch == 0
-    assert "finishing the evaluation; once more: at once\n" in capfd.readouterr().err
+    assert "finishing the evaluation; a second signal stops at once\n" in capfd.readouterr().err
 
 
 def test_an_interrupt_before_the_first_epoch_says_so(tiny_data: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ def test_a_signal_is_noted_and_answered(number: signal.Signals, capsys: pytest.C
         os.kill(os.getpid(), number)
         assert (before, signals.received) == (None, number)
     assert signal.getsignal(number) is former
-    assert capsys.readouterr() == ("", "stopping after this step; once more: at once\n")
+    assert capsys.readouterr() == ("", "stopping after this step; a second signal stops at once\n")
 
 
 def test_a_hangup_that_is_ignored_stays_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -46,15 +46,15 @@ def test_the_summary_of_a_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
         "last, epoch 3     62.00%     50.00%",
         "last, val + test  60.50%",
         "published                       89%",
-        "The published one is very likely of augmented images.",
+        "The published accuracy is very likely on augmented images.",
         "",
         "run       runs/x",
         "weights   runs/x/best.pt",
         "charts    runs/x/charts",
-        "next      fastcifar report runs/x  # all of it as one page",
+        "next      fastcifar report runs/x  # everything on one page",
         "          fastcifar evaluate runs/x  # scores of each class",
-        "          fastcifar predict runs/x PICTURE  # what it sees in yours",
-        "          fastcifar train --recipe adam89 --seed 43  # once more",
+        "          fastcifar predict runs/x PICTURE  # classify your own picture",
+        "          fastcifar train --recipe adam89 --seed 43  # another seed",
     ]
 
 
@@ -68,9 +68,9 @@ def test_the_summary_of_a_short_run(capsys: pytest.CaptureFixture[str], config: 
     )
     assert lines[11] == "run       my runs/x"
     assert lines[14:] == [
-        "next      fastcifar report 'my runs/x'  # all of it as one page",
+        "next      fastcifar report 'my runs/x'  # everything on one page",
         "          fastcifar evaluate 'my runs/x'  # scores of each class",
-        "          fastcifar predict 'my runs/x' PICTURE  # what it sees in yours",
+        "          fastcifar predict 'my runs/x' PICTURE  # classify your own picture",
         "          fastcifar train --recipe adam89  # the full recipe",
     ]
 
@@ -90,7 +90,7 @@ def test_the_summary_fits_a_terminal(
     assert max(map(len, lines[:start])) <= width
     # Commands stay whole, to be copied.
     command = "          fastcifar predict runs/x PICTURE"
-    assert lines[start + 5] == command + ("" if width == 40 else "  # what it sees in yours")
+    assert lines[start + 5] == command + ("" if width == 40 else "  # classify your own picture")
 
 
 TABLE = (["name", "first", "n"], [["a [b]", "four", "1"], ["\N{CAT FACE} c", "x" * 12, "22"]])
@@ -166,7 +166,7 @@ def test_an_evaluation_on_a_narrow_terminal(
         " expected calibration error 3.12% (mean confidence 43.1%)"
     )
     assert lines[7:10] == ["airplane", "  precision  43.5%", "  recall     41.6%"]
-    assert lines[-1] == "most often taken: truck as automobile 39"
+    assert lines[-1] == "top confusions: truck as automobile 39"
 
 
 def test_runs_and_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,4 +184,4 @@ def test_runs_and_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
         ["b", "stopped", "sgd92", "3/70", "42", "2026-11-22", "16:03"],
         ["a", "finished", "adam89", "55/55", "42", "89.12%", "1,234", "2026-11-22", "16:03"],
     ]
-    assert hint == "stopped runs go on where they were, for example: fastcifar train --resume runs/b"
+    assert hint == "to continue a stopped run, for example: fastcifar train --resume runs/b"

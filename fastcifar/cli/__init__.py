@@ -36,11 +36,11 @@ for command in (
 
 
 def main() -> None:
-    """Run the command line; an error that a user can put right ends in one line and exit code 2."""
+    """Run the command line; an error that a user can correct ends in one line and exit code 2."""
     open_standard_streams()
-    os.environ.pop("MPLBACKEND", None)  # a notebook's, say, which need not be installed here; no window is opened
+    os.environ.pop("MPLBACKEND", None)  # a notebook's backend may not be installed here; no window is opened
     os.environ["MATPLOTLIBRC"] = os.devnull  # the style is ours, and a damaged matplotlibrc fails the import
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # a cache or a matplotlibrc that it can do without
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not about a cache or a matplotlibrc that is not needed
     try:
         sys.exit(cli.main(standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:
@@ -66,9 +66,9 @@ def main() -> None:
 
 
 def _problem_of_this_machine(error: Exception) -> str | None:
-    """An error that this package did not expect, in a line, if the cause is outside it: a file, a stream or a package.
+    """An unexpected error as one line, if its cause is outside this package: a file, a stream or another package.
 
-    What a package raises while it is imported can be of any type: OSError where a shared library is missing, say.
+    A package may raise any type while it is imported, for example OSError if a shared library is missing.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     is_import = [frame.f_code.co_name == "<module>" for frame in frames]
@@ -80,7 +80,7 @@ def _problem_of_this_machine(error: Exception) -> str | None:
     foreign = next((name for name in packages if name not in ("", "fastcifar", "importlib")), None)
     text = " ".join(str(error).split())[:300] or type(error).__name__
     if foreign is not None:
-        return f"{foreign} cannot be imported ({text}): `fastcifar doctor` looks at everything that is needed"
+        return f"{foreign} cannot be imported ({text}): `fastcifar doctor` checks everything that is needed"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError):
@@ -89,7 +89,7 @@ def _problem_of_this_machine(error: Exception) -> str | None:
 
 
 def _option_of(argument: str) -> str:
-    """The option that sets a library function's argument; the argument itself where there is none."""
+    """The option that sets a library function's argument; the argument's name if there is no option."""
     options = {param.name: param.opts[0] for command in cli.commands.values() for param in command.params}
     return options.get(argument, argument)
 

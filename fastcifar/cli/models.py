@@ -19,9 +19,11 @@ from fastcifar.errors import ArgumentError, one_line
     show_default=True,
     help="test10k is val and test together, the official test set.",
 )
-@click.option("--augmented", is_flag=True, help="On augmented images, as the published accuracies very likely are.")
-@click.option("--tta", is_flag=True, help="Mean of each image and its mirror image (test-time augmentation).")
-@click.option("--images", "num_images", type=click.IntRange(1, 5000), help="Of each half, as --eval-images chooses.")
+@click.option("--augmented", is_flag=True, help="Augment the images, as the published project very likely did.")
+@click.option("--tta", is_flag=True, help="Average each image and its mirror image (test-time augmentation).")
+@click.option(
+    "--images", "num_images", type=click.IntRange(1, 5000), help="Images of each half, chosen as by --eval-images."
+)
 @click.option("--data", "data_dir", type=PATH, help="Prepared data.  [default: data, or what the run was trained on]")
 @inference_options
 @click.option(
@@ -49,9 +51,9 @@ def evaluate(
     calibration: Path | None,
     label_errors: Path | None,
 ) -> None:
-    """Measure a trained model: accuracy with its 95% interval, calibration, scores of each class, what it confuses.
+    """Evaluate a trained model: accuracy with its 95% interval, calibration, scores of each class, confusions.
 
-    A run directory stands for its best.pt.
+    A run directory means its best.pt.
     """
     if augmented and tta:
         raise click.UsageError("--augmented and --tta exclude each other")
@@ -87,7 +89,7 @@ def evaluate(
 
 
 def _find_data(recorded: Path | None) -> tuple[Path, str]:
-    """The data to evaluate on where --data names none, and a line on it where it is not the usual folder."""
+    """The data to evaluate on if --data names none, and a line about it if it is not the usual folder."""
     from fastcifar.data.folder import is_prepared
 
     usual = Path("data")
@@ -105,7 +107,7 @@ def _show_notes(notes: Sequence[str]) -> None:
         click.echo(f"note: {one_line(note)}", err=True)
 
 
-@click.command(short_help="What a trained model sees in pictures.")
+@click.command(short_help="Classify pictures.")
 @click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=PATH)
 @click.argument("pictures", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=PATH)
 @inference_options
@@ -113,9 +115,9 @@ def _show_notes(notes: Sequence[str]) -> None:
     "--picture",
     type=PATH,
     metavar="OUT.png|OUT.svg",
-    help="Draw them, too: each picture beside its probabilities.",
+    help="Also draw each picture beside its probabilities.",
 )
-@click.option("--recursive", "-r", is_flag=True, help="Search the folders' sub-folders, too.")
+@click.option("--recursive", "-r", is_flag=True, help="Also search sub-folders.")
 def predict(
     checkpoint: Path,
     pictures: tuple[Path, ...],
@@ -125,9 +127,9 @@ def predict(
     picture: Path | None,
     recursive: bool,
 ) -> None:
-    """Classify pictures of any size: the three likeliest of CIFAR-10's classes for each.
+    """Classify pictures of any size: the three most likely CIFAR-10 classes for each.
 
-    Exit code 1 says that some of them cannot be read, 2 that none can.
+    Exit code 1 means that some of them cannot be read, 2 that none can.
     """
     from fastcifar.inference.pictures import find_pictures, read_pictures
 
@@ -180,7 +182,7 @@ def predict(
 def export(run_dir: Path, format: str, out: Path | None) -> None:  # noqa: A002
     """Write a finished run's best weights in a form that needs no fastcifar.
 
-    What was written is read back, and kept only if it classifies the run's test images as the run does.
+    The file is read back, and kept only if it classifies the run's test images as the run does.
     """
     from fastcifar.inference.export import export_model
 

@@ -1,4 +1,4 @@
-"""What the options of several commands have in common."""
+"""Options and option types that several commands share."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ import click
 
 
 class PathType(click.ParamType):  # type: ignore[type-arg] # generic in recent versions only
-    """A path as scripts write it: `--out=~/x` means the home folder, and an unset variable is no path."""
+    """A path from a script: `--out=~/x` means the home folder, and an empty path (an unset variable) is refused."""
 
     name = "path"
 
@@ -26,7 +26,7 @@ class SourceType(PathType):
     """A word, or a path."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Keep it as text, in which `./npm` is another thing than `npm`."""
+        """Keep it as text, so that `./npm` differs from `npm`."""
         path = super().convert(value, param, ctx)
         return str(path) if str(value).startswith("~") else value
 
@@ -48,7 +48,7 @@ _TRAINING = (
         "--train-images",
         "num_train_images",
         type=int,
-        help="Train on this many images of a fixed choice.  [default: all 50,000]",
+        help="Train on a fixed subset of this many images.  [default: all 50,000]",
     ),
     click.option(
         "--eval-images",
@@ -60,7 +60,7 @@ _TRAINING = (
         "--batch-size",
         "global_batch_size",
         type=int,
-        help="Images a step, on all devices together.  [default: the recipe's]",
+        help="Images per step, on all devices together.  [default: the recipe's]",
     ),
     click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>"),
     click.option(
@@ -75,30 +75,30 @@ _TRAINING = (
         type=click.Choice(["auto", "bf16", "fp32"]),
         default="auto",
         show_default=True,
-        help="auto is bf16 autocast where the hardware is fast at it.",
+        help="auto is bf16 autocast if the hardware is fast at it.",
     ),
     click.option("--compile/--no-compile", default=None, help="torch.compile the step.  [default: on CUDA only]"),
-    click.option("--deterministic", is_flag=True, help="The same bits each time on the same machine, on CUDA too."),
-    click.option("--sync-bn", is_flag=True, help="Under torchrun: batch norm's statistics over all GPUs."),
+    click.option("--deterministic", is_flag=True, help="The same bits each time on the same machine, also on CUDA."),
+    click.option("--sync-bn", is_flag=True, help="Under torchrun: share batch norm's statistics over all GPUs."),
     click.option(
         "--log",
         "--logger",  # torchrun takes --log for an abbreviation of its own options
         "log",
         type=click.Choice(["tensorboard"]),
-        help="Also log every epoch, into the run directory; under torchrun only as --logger.",
+        help="Also log every epoch to the run directory; under torchrun use --logger.",
     ),
     click.option(
         "--convolution",
         type=click.Choice(["auto", "torch", "winograd"]),
         default="auto",
         show_default=True,
-        help="On a CPU: torch's own, Winograd's, or for each shape the one that was measured to be faster.",
+        help="On a CPU: torch's, Winograd's, or for each shape the one that was measured to be faster.",
     ),
 )
 
 
 def training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that every command has that trains."""
+    """Add the options of every command that trains."""
     for option in reversed(_TRAINING):
         command = option(command)
     return command
@@ -113,7 +113,7 @@ def inference_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Choice(["auto", "bf16", "fp32"]),
             default="auto",
             show_default=True,
-            help="auto is the run's own, unless that is bf16 and slow here.",
+            help="auto is the run's precision, unless that is bf16 and bf16 is slow here.",
         ),
         click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>"),
     ):

@@ -17,12 +17,12 @@ def runs(folder: Path) -> None:
     show_runs(folder, list_runs(folder))
 
 
-@click.command(short_help="Draw runs.")
+@click.command(short_help="Draw charts of runs.")
 @click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=PATH)
 @click.option(
     "--out",
     type=PATH,
-    help="Folder to fill.  [default: RUN/charts; of several runs charts-compared]",
+    help="Folder to fill.  [default: RUN/charts; for several runs charts-compared]",
 )
 def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
     """Draw a run's charts again, or up to 8 runs in one chart that compares them, as PNG and SVG."""
@@ -37,15 +37,15 @@ def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
         click.echo(line)
 
 
-@click.command(short_help="Write an HTML page on runs.")
+@click.command(short_help="Write an HTML page about runs.")
 @click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=PATH)
 @click.option(
     "--out",
     type=PATH,
-    help="File to write.  [default: RUN/report.html; of several runs report.html]",
+    help="File to write.  [default: RUN/report.html; for several runs report.html]",
 )
 def report(run_dirs: tuple[Path, ...], out: Path | None) -> None:
-    """Write one HTML page on a run, or on up to 8 and how they compare, that needs no network."""
+    """Write one HTML page about a run, or comparing up to 8 runs; the page needs no network."""
     from fastcifar.results.report import write_report
 
     out = out or (run_dirs[0] if len(run_dirs) == 1 else Path()) / "report.html"

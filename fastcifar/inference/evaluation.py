@@ -1,4 +1,4 @@
-"""How well a model does on images it was not trained on."""
+"""Evaluates a model on images that it was not trained on."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,21 +29,21 @@ from fastcifar.training.evaluate import EvalSet, loss_and_accuracy
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How well a model does on images it was not trained on.
+    """A model's performance on images that it was not trained on.
 
     Attributes:
         checkpoint: the path of the model.
-        recipe: that it was trained by.
-        num_epochs: that it was trained for.
+        recipe: the name of the recipe it was trained with.
+        num_epochs: the number of epochs it was trained for.
         split: "val", "test" or "test10k".
-        num_images: that it was evaluated on.
+        num_images: the number of images.
         augmented: whether they were augmented.
-        mirror_tta: whether each was classified together with its mirror image.
-        accuracy: the share of them that is classified correctly.
+        mirror_tta: whether each image was classified together with its mirror image.
+        accuracy: the share of images that are classified correctly.
         interval_95: the ends of the accuracy's 95% Wilson score interval.
         loss: mean cross-entropy.
         classes: the scores of each class.
-        confusions: the most frequent ones, at most ten.
+        confusions: the most frequent confusions, at most ten.
         calibration: how far its confidence is from its accuracy.
         label_errors: the images, at most 40, whose label is least plausible; their numbers are positions in the
             official test set.
@@ -65,7 +65,7 @@ class Evaluation:
     label_errors: tuple[LabelError, ...]
 
     def describe_images(self) -> str:
-        """How the images were shown to the model, in a few words."""
+        """Describe in a few words how the images were transformed."""
         return "augmented" if self.augmented else "clean, mirror TTA" if self.mirror_tta else "clean"
 
 
@@ -78,15 +78,16 @@ def evaluate_split(
     mirror_tta: bool = False,
     num_images: int | None = None,
 ) -> Evaluation:
-    """Measure how well a model does on images it was not trained on.
+    """Evaluate a model on images that it was not trained on.
 
     Args:
         classifier: the model.
         data_dir: a folder that `prepare` filled.
         split: "val", "test", or "test10k" for both together, the official test set.
-        augmented: on the augmented images of the run's seed, as `test_accuracy_augmented` in `results.json`.
+        augmented: whether to augment the images with the run's seed, as for `test_accuracy_augmented` in
+            `results.json`.
         mirror_tta: see `Classifier.logits`.
-        num_images: of val and of test, the fixed choice that `--eval-images` makes; None for all.
+        num_images: the number of images of val and of test each, chosen as by `--eval-images`; None for all.
 
     Raises:
         FastcifarError: the data is damaged, or there is no such split or number of images.

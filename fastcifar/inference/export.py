@@ -1,6 +1,6 @@
-"""A finished run's weights for use without fastcifar: as safetensors, a torch.export program, or ONNX.
+"""Exports a finished run's weights for use without fastcifar: as safetensors, a torch.export program, or ONNX.
 
-Each file is read back before it takes its name, and must classify the run's test images as the run's weights do.
+Each file is read back before it is renamed into place, and must classify the run's test images as the run does.
 """
 
 import io
@@ -29,8 +29,8 @@ from fastcifar.kernels.gather import normalise
 from fastcifar.machine import check_installed
 from fastcifar.results.records import BEST_FILE, RESULTS_FILE, read_predictions, read_results
 
-# Of the largest logit. Float32 sums in another order leave some 1e-6 of it, 20 layers of them in the worst case some
-# 1e-4; a mistake in the preprocessing or a layer's settings leaves far more than this.
+# Relative to the largest logit. Summing float32 in another order changes it by about 1e-6, in 20 layers by at most
+# about 1e-4; a mistake in the preprocessing or in a layer's settings changes it far more than this.
 TOLERANCE = 1e-3
 
 _DEFAULT_NAMES = {"safetensors": "hub", "torch": "model.pt2", "onnx": "model.onnx"}
@@ -41,10 +41,10 @@ Classify = Callable[[Tensor], Tensor]  # (B, 32, 32, 3) uint8 to (B, 10) float32
 
 
 class ImageClassifier(nn.Module):
-    """A network with its preprocessing inside: uint8 pixels in, logits out.
+    """A network that includes its preprocessing: uint8 pixels in, logits out.
 
     Args:
-        classifier: whose weights it has, in torch's own layers.
+        classifier: the source of the weights, which are put into torch's layers.
     """
 
     def __init__(self, classifier: Classifier) -> None:
@@ -53,7 +53,7 @@ class ImageClassifier(nn.Module):
         assert isinstance(backbone, nn.Module)
         fc = nn.Linear(backbone.fc.in_features, NUM_CLASSES)  # type: ignore[union-attr, arg-type]
         fc.load_state_dict(backbone.fc.state_dict())  # type: ignore[union-attr]
-        backbone.fc = fc  # the run's own knows of autocast, which no exported program needs
+        backbone.fc = fc  # the run's layer handles autocast, which an exported program does not need
         self.backbone = backbone
         self.register_buffer("mean", classifier.mean)
         self.register_buffer("std", classifier.std)
@@ -75,17 +75,17 @@ def export_model(run_dir: Path, format: str, out: Path | None = None) -> Path:  
     """Write a finished run's best weights for use elsewhere.
 
     Args:
-        run_dir: of the run.
+        run_dir: the run directory.
         format: "torch" (a torch.export program) or "onnx", both from uint8 images of any batch size to logits, or
             "safetensors": a folder with the weights under torchvision's names and a model card.
         out: the file, or for safetensors the folder; None for `model.pt2`, `model.onnx` or `hub` in the run directory.
 
     Returns:
-        The path of what was written.
+        The path of the file or folder.
 
     Raises:
-        FastcifarError: there is something at that path, the run is not finished, its weights are not finite, a package
-            is missing, the file cannot be written, or what was written does not classify the test images alike.
+        FastcifarError: the path exists, the run is not finished, its weights are not finite, a package is missing, the
+            file cannot be written, or the written model classifies the test images differently.
     """
     if format not in _DEFAULT_NAMES:
         raise ArgumentError("format", f"must be {', '.join(_DEFAULT_NAMES)}, not {format!r}")
@@ -117,7 +117,7 @@ def _logits(classify: Classify, images: Tensor) -> Tensor:
 
 
 def _check_alike(out: Path, found: Tensor, expected: Tensor) -> None:
-    """Raise FastcifarError unless both give the same classes, and logits within `TOLERANCE` of the largest one."""
+    """Raise FastcifarError unless both give the same classes, and logits within `TOLERANCE` of the largest logit."""
     num_other = int((found.argmax(1) != expected.argmax(1)).sum())
     error, largest = float((found - expected).abs().max()), float(expected.abs().max())
     if num_other or not error <= TOLERANCE * largest:
@@ -146,14 +146,14 @@ def _write_torch(
     out: Path, model: ImageClassifier, classifier: Classifier, run_dir: Path, expected: Tensor
 ) -> Classify:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, of itself
+        warnings.simplefilter("ignore")  # torch warns about its own code
         program = torch.export.export(model, _example(), dynamic_shapes=_dynamic_shapes())
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # paths of this machine
         buffer = io.BytesIO()
         torch.export.save(program, buffer)
         out.write_bytes(buffer.getvalue())
-        module: Any = torch.export.load(io.BytesIO(out.read_bytes())).module()  # pickle, of what was written just now
+        module: Any = torch.export.load(io.BytesIO(out.read_bytes())).module()  # unpickles what was just written
     return module  # type: ignore[no-any-return]
 
 

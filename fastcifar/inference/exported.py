@@ -1,4 +1,4 @@
-"""Classifiers from exported files: safetensors and ONNX. Neither runs anything that the file holds."""
+"""Classifiers from exported files: safetensors and ONNX. Neither format runs code from the file."""
 
 import json
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from fastcifar.training.model import ResNet18
 from fastcifar.training.settings import Settings, parse_settings
 
 SUFFIXES = (".safetensors", ".onnx", ".pt2")
-WEIGHTS_FILE = "model.safetensors"  # in the folder that a model hub takes
-METADATA_KEY = "fastcifar"  # under which either format holds the run's settings, as JSON
+WEIGHTS_FILE = "model.safetensors"  # in the folder for a model hub
+METADATA_KEY = "fastcifar"  # the key of the run's settings, as JSON, in both formats
 
 _MAX_BATCH_SIZE = 500
 
@@ -50,7 +50,7 @@ def _read(path: Path) -> bytes:
 
 
 def write_metadata(settings: Settings, num_epochs: int) -> str:
-    """What an exported file holds beside weights, for `load_exported`."""
+    """The metadata of an exported file, for `load_exported`."""
     return json.dumps({"settings": settings.as_config(), "num_epochs": num_epochs})
 
 
@@ -67,7 +67,7 @@ def _parse_metadata(path: Path, text: str | None) -> tuple[Settings, int]:
 
 
 def load_safetensors(path: Path, device: str) -> Classifier:
-    """See `load_exported`, whatever the file is called."""
+    """See `load_exported`; the file may have any name."""
     check_installed("export", "safetensors")
     import safetensors.torch
 
@@ -76,7 +76,7 @@ def load_safetensors(path: Path, device: str) -> Classifier:
         weights = safetensors.torch.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         metadata = header.get("__metadata__", {}).get(METADATA_KEY)
-    except Exception as error:  # whatever its parser raises
+    except Exception as error:  # the parser may raise anything
         raise FastcifarError(f"{path} is damaged: it is not a safetensors file") from error
     settings, num_epochs = _parse_metadata(path, metadata)
     model = ResNet18()
@@ -88,7 +88,7 @@ def load_safetensors(path: Path, device: str) -> Classifier:
 
 
 def load_onnx(path: Path, device: str) -> Classifier:
-    """See `load_exported`, whatever the file is called."""
+    """See `load_exported`; the file may have any name."""
     check_installed("export", "onnxruntime")
     import onnxruntime
 
@@ -96,12 +96,12 @@ def load_onnx(path: Path, device: str) -> Classifier:
     if device not in ("auto", "cpu"):
         raise ArgumentError("device", f"must be cpu for an ONNX file, not {device!r}")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors, which are raised as well
+    options.log_severity_level = 3  # log errors only, which are also raised
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         # From bytes, so that it cannot refer to another file.
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime has a type for each of its failures
+    except Exception as error:  # onnxruntime has a type for each kind of failure
         raise FastcifarError(f"{path} is damaged: it is not an ONNX model") from error
     metadata = session.get_modelmeta().custom_metadata_map
     settings, num_epochs = _parse_metadata(path, metadata.get(METADATA_KEY))
@@ -128,7 +128,7 @@ class OnnxClassifier(Classifier):
     """A model that onnxruntime runs on the CPU.
 
     Attributes:
-        session: of onnxruntime; takes uint8 images and gives logits.
+        session: the onnxruntime session, from uint8 images to logits.
     """
 
     session: Any

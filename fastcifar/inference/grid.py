@@ -1,4 +1,4 @@
-"""A figure of pictures, each beside the classes that a model takes it for."""
+"""A figure of pictures, each beside its predicted classes."""
 
 import math
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from fastcifar.results.style import (
     write_picture,
 )
 
-if TYPE_CHECKING:  # so that what cannot be drawn is refused before torch is imported
+if TYPE_CHECKING:  # so that pictures that cannot be drawn are refused before torch is imported
     from fastcifar.inference.prediction import Guess, Prediction
 
 _MAX_PICTURES = 40
@@ -36,7 +36,7 @@ def check_grid(path: Path, pictures: Sequence[Path]) -> None:
     """Refuse what `write_grid` could not draw, before any work is done for it.
 
     Raises:
-        FastcifarError: another ending than .png or .svg, one of the pictures itself, or too many pictures.
+        FastcifarError: the suffix is not .png or .svg, the file is one of the pictures, or there are too many pictures.
     """
     check_picture(path, "picture")
     if len(pictures) > _MAX_PICTURES:
@@ -49,24 +49,24 @@ def write_grid(path: Path, images: Sequence[Images], predictions: "Sequence[Pred
     """Draw pictures and their predictions into a file.
 
     Args:
-        path: to write, `.png` or `.svg`; replaced atomically.
+        path: the file to write, `.png` or `.svg`; replaced atomically.
         images: see `draw_grid`.
         predictions: see `draw_grid`.
-        title: which model it was.
+        title: which model it is.
 
     Raises:
-        FastcifarError: it cannot be written.
+        FastcifarError: the file cannot be written.
     """
     write_picture(path, draw_grid(images, predictions, title=title))
 
 
 def draw_grid(images: Sequence[Images], predictions: "Sequence[Prediction]", *, title: str) -> Figure:
-    """Pictures as the model gets them, with bars of their likeliest classes.
+    """Draw pictures as the model gets them, with bars of their most likely classes.
 
     Args:
-        images: of each picture `(32, 32, 3)` uint8, at least one.
-        predictions: of each picture.
-        title: which model it was, shown below the headline.
+        images: `(32, 32, 3)` uint8 for each picture, at least one.
+        predictions: one for each picture.
+        title: which model it is, shown below the headline.
 
     Returns:
         A figure 8 inches wide, as high as its rows of pictures.
@@ -98,7 +98,7 @@ def draw_grid(images: Sequence[Images], predictions: "Sequence[Prediction]", *, 
         add_caption(
             figure,
             "Each picture as the model gets it: the middle square, 32x32 pixels. "
-            "Bars: softmax probability of the likeliest classes.",
+            "Bars: softmax probability of the most likely classes.",
         )
     return figure
 
@@ -132,6 +132,6 @@ def _plot_bars(axes: Axes, top: "Sequence[Guess]", position: int) -> None:
 
 
 def _shorten(name: str) -> str:
-    """The name with its middle left out where it is too long: what tells files apart stands at either end."""
+    """Shorten a long name in the middle, because names usually differ at the start or the end."""
     half = _MAX_NAME // 2
     return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[-half:]}"

@@ -1,4 +1,4 @@
-"""What lies beside exported weights: a model card, as model hubs show it, and their configuration."""
+"""The files beside exported weights: a model card, as model hubs show it, and the configuration."""
 
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def classify(images):
 ## Data and licence
 
 CIFAR-10 (Alex Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009) is published without a licence.
-The code that trained this model is under the MIT licence. Whoever publishes the weights states theirs here.
+The code that trained this model is under the MIT licence. If you publish the weights, state their licence here.
 """
 
 
@@ -69,11 +69,11 @@ def write_card(folder: Path, settings: Settings, results: Results, num_correct: 
     """Write `README.md` and `config.json`.
 
     Args:
-        folder: to write to.
-        settings: of the run.
-        results: the run's.
-        num_correct: test images that the weights classify rightly.
-        num_images: test images.
+        folder: the folder to write to.
+        settings: the run's settings.
+        results: the run's results.
+        num_correct: the number of test images that the weights classify correctly.
+        num_images: the number of test images.
     """
     recipe = settings.recipe
     low, high = wilson_interval(num_correct, num_images)

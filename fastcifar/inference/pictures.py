@@ -1,4 +1,4 @@
-"""Any picture file as an image that the model takes: 32x32 RGB."""
+"""Reads any picture file as an image for the model: 32x32 RGB."""
 
 import contextlib
 import io
@@ -18,11 +18,11 @@ from fastcifar.errors import FastcifarError
 
 _MAX_PIXELS = 100_000_000  # 300 MB as RGB
 _MAX_PIPED_BYTES = 1 << 30
-# What cameras, phones and browsers make, as Pillow calls it. Of the rest some would start other programs.
+# The formats of cameras, phones and browsers, by Pillow's names. For some others Pillow would start other programs.
 _FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
-# Where a shell's pipes have names; a pipe that lies elsewhere may have nobody at its other end.
+# The folders of a shell's pipes; a pipe elsewhere may have no process at its other end.
 _PIPE_NAMES = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
-_HIDDEN_FOLDERS = ("__MACOSX", "@eaDir")  # a Mac's and a Synology's sidecar files
+_HIDDEN_FOLDERS = ("__MACOSX", "@eaDir")  # sidecar files of macOS and of Synology devices
 _PNG_BIT_DEPTH_AT = 24  # in its header, which comes first
 # TIFF 6.0's tags.
 _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE, _SAMPLE_FORMAT = 258, 281, 339
@@ -33,10 +33,10 @@ class Picture:
     """A picture file as the model gets it.
 
     Attributes:
-        path: of the file.
+        path: the file's path.
         image: `(32, 32, 3)` uint8; None if it cannot be read.
-        error: why it cannot be read, in a line.
-        note: what was assumed about it, in a line.
+        error: why it cannot be read, in one line.
+        note: what was assumed about it, in one line.
     """
 
     path: Path
@@ -46,16 +46,16 @@ class Picture:
 
 
 def find_pictures(paths: list[Path], *, recursive: bool = False) -> list[Path]:
-    """The files named, and in the place of a folder the picture files in it, by name.
+    """List the given files, and for each folder the picture files in it, by name.
 
-    Hidden files are left out, and so are the sidecar files that some systems make.
+    Hidden files and the sidecar files of some systems are left out.
 
     Args:
-        paths: of files and folders.
-        recursive: whether a folder's sub-folders are searched, too.
+        paths: the paths of files and folders.
+        recursive: whether to search sub-folders too.
 
     Raises:
-        FastcifarError: a folder holds none, or cannot be read.
+        FastcifarError: a folder has no picture files, or cannot be read.
     """
     found = []
     for path in paths:
@@ -84,7 +84,7 @@ def _pictures_in(folder: Path, *, recursive: bool) -> list[Path]:
 
 
 def read_pictures(paths: list[Path]) -> list[Picture]:
-    """Read picture files, each once. What is wrong with one is its `error`, and the others are read all the same."""
+    """Read picture files, each once. If one cannot be read, its `error` says why; the others are still read."""
     pictures = []
     for path in paths:
         try:
@@ -97,10 +97,10 @@ def read_pictures(paths: list[Path]) -> list[Picture]:
 def load_picture(path: Path) -> Picture:
     """Read a picture of any size and mode: turned upright, on white, its middle square scaled to 32x32.
 
-    The first frame of one that moves. One that is 32x32 RGB already is taken as it is.
+    Of an animation the first frame is read. A picture that is already 32x32 RGB is not changed.
 
     Raises:
-        FastcifarError: it cannot be read, is no picture, is too large, or its values have no known range.
+        FastcifarError: it cannot be read, is not a picture, is too large, or its values have no known range.
     """
     Image.init()
     formats = [name for name in _FORMATS if name in Image.OPEN]  # AVIF, say, need not be compiled in
@@ -131,10 +131,10 @@ def load_picture(path: Path) -> Picture:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """Open a file that can be searched; what a shell pipes in is read to its end first.
+    """Open a file as a seekable stream; a shell's pipe is first read to its end.
 
     Raises:
-        FastcifarError: it is a named pipe, a device or a socket, from which nothing might ever come.
+        FastcifarError: it is a named pipe, a device or a socket, which may never send anything.
     """
     mode = path.stat().st_mode
     if stat.S_ISREG(mode):
@@ -151,8 +151,8 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _scaled(path: Path, picture: Image.Image, content: IO[bytes]) -> Picture:
-    """A grey picture of more than 8 bits, or of floats, with its range of values as black to white."""
-    if picture.mode == "F":  # of unknown range; what is no number is black
+    """Scale a picture of more than 8 bits, or of floats, so that its range of values is black to white."""
+    if picture.mode == "F":  # of unknown range; NaN becomes black
         values = np.nan_to_num(np.array(picture, np.float32), copy=False, nan=0, posinf=0, neginf=0)
         white, note = max(float(values.max()), 1e-9), ""
     else:
@@ -165,10 +165,10 @@ def _scaled(path: Path, picture: Image.Image, content: IO[bytes]) -> Picture:
 
 
 def _white(path: Path, picture: Image.Image, content: IO[bytes], least: int, most: int) -> tuple[int, str]:
-    """The value that stands for white, and where it is a guess, a line that says so.
+    """The value that means white, and if it is a guess, a line that says so.
 
-    What the file states comes first, unless its own values exceed it; then the full range of 16 bits. 32 bits are more
-    than any camera has, so their range is the smallest usual one that holds the values.
+    A range that the file states comes first, unless the file's values exceed it; then the full range of 16 bits. No
+    camera has 32 bits, so the range of 32-bit values is the smallest usual range that contains them.
     """
     if least < 0:
         raise FastcifarError(f"{path} has negative values (down to {least:,}): scale it to 0..65,535")
@@ -217,18 +217,18 @@ def _brightened(path: Path, picture: Image.Image, content: IO[bytes]) -> Image.I
 
 
 def _png_significant_bits(content: IO[bytes]) -> int | None:
-    """What a PNG's sBIT chunk says of its first channel; it precedes the pixels."""
+    """The bits of the first channel by a PNG's sBIT chunk, which precedes the pixels."""
     content.seek(8)
     while len(head := content.read(8)) == 8 and head[4:] != b"IDAT":
         length = int.from_bytes(head[:4], "big")
         if head[4:] == b"sBIT" and 1 <= length <= 4:
             return content.read(1)[0]
-        content.seek(length + 4, io.SEEK_CUR)  # and its checksum
+        content.seek(length + 4, io.SEEK_CUR)  # and the checksum
     return None
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:
-    """The middle square in 32x32 RGB, on white."""
+    """The middle square as 32x32 RGB, on white."""
     if picture.has_transparency_data:
         rgba = _shrink(picture.convert("RGBA"))  # Pillow weighs colours by their opacity here
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")

@@ -1,4 +1,4 @@
-"""The likeliest classes of picture files."""
+"""The most likely classes of picture files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from fastcifar.inference.pictures import Picture, find_pictures, read_pictures
 
 @dataclass(frozen=True)
 class Guess:
-    """A class that a picture may be of."""
+    """A class that a picture may belong to."""
 
     class_name: str
     probability: float
@@ -22,11 +22,11 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model takes a picture for.
+    """A model's prediction for a picture.
 
     Attributes:
-        path: of the picture.
-        top: its likeliest classes, likeliest first; none of a file that cannot be read.
+        path: the picture's path.
+        top: its most likely classes, most likely first; empty if it cannot be read.
         error: why it cannot be read.
         note: what was assumed about it.
     """
@@ -40,25 +40,25 @@ class Prediction:
 def predict_pictures(
     classifier: Classifier, paths: list[Path], num_classes: int = 3, *, recursive: bool = False
 ) -> list[Prediction]:
-    """Find the likeliest classes of picture files.
+    """Find the most likely classes of picture files.
 
     Args:
         classifier: the model.
-        paths: of pictures, or of folders of them.
-        num_classes: how many for each, likeliest first.
-        recursive: whether the folders' sub-folders are searched, too.
+        paths: the paths of pictures, or of folders of pictures.
+        num_classes: the number of classes for each, most likely first.
+        recursive: whether to search sub-folders too.
 
     Returns:
-        One for each file, those that cannot be read included.
+        One prediction for each file, including files that cannot be read.
 
     Raises:
-        FastcifarError: a folder holds no pictures, or cannot be read.
+        FastcifarError: a folder has no pictures, or cannot be read.
     """
     return classify_pictures(classifier, read_pictures(find_pictures(paths, recursive=recursive)), num_classes)
 
 
 def classify_pictures(classifier: Classifier, pictures: Sequence[Picture], num_classes: int = 3) -> list[Prediction]:
-    """Do the same for pictures that `read_pictures` has read."""
+    """Do the same for pictures from `read_pictures`."""
     top: dict[int, tuple[Guess, ...]] = {}
     images = {position: picture.image for position, picture in enumerate(pictures) if picture.image is not None}
     if images:

@@ -1,4 +1,4 @@
-"""Weights of the network that were saved without fastcifar: a plain state dict, as people keep and share them."""
+"""Weights of the network that were saved without fastcifar: a plain state dict."""
 
 import io
 import re
@@ -12,19 +12,19 @@ from fastcifar.errors import FastcifarError
 from fastcifar.training.checkpoint import check_archive, is_sealed, is_state
 from fastcifar.training.model import ResNet18
 
-# What wraps a state dict, and what training wrappers put before its names.
+# The keys under which files hold a state dict, and the prefixes that training wrappers add to its names.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = re.compile(r"((module|_orig_mod|model|net|backbone)\.)+")
 
 
 def load_plain_weights(path: Path) -> dict[str, Tensor] | None:
-    """Read a state dict of torchvision's ResNet-18 or of the published `MyResnet`; nothing that it holds is run.
+    """Read a state dict of torchvision's ResNet-18 or of the published `MyResnet`; no code in it is run.
 
     Args:
-        path: what torch.save wrote: a state dict, or a dict that has one under `state_dict`, `model` or `net`.
+        path: a file of torch.save: a state dict, or a dict that has one under `state_dict`, `model` or `net`.
 
     Returns:
-        The weights under the published model's names; None if the file is one of fastcifar's own, or no state dict.
+        The weights under the published model's names; None if the file is fastcifar's or holds no state dict.
 
     Raises:
         FastcifarError: it cannot be read, or holds weights of another network.
@@ -38,7 +38,7 @@ def load_plain_weights(path: Path) -> dict[str, Tensor] | None:
     try:
         check_archive(file_content)
         content = torch.load(io.BytesIO(file_content), map_location="cpu", weights_only=True)
-    except Exception:  # a file of another kind raises whatever its parser meets
+    except Exception:  # another kind of file may make its parser raise anything
         return None
     state = _find_state(content)
     if state is None:
@@ -56,7 +56,7 @@ def _find_state(content: Any) -> dict[str, Tensor] | None:
 
 
 def _renamed(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under the published model's names, with every shape as it should be."""
+    """The weights under the published model's names, with every shape checked."""
     expected = ResNet18().state_dict()
     found = {f"backbone.{_PREFIXES.sub('', name, count=1)}": value for name, value in state.items()}
     for name, value in expected.items():

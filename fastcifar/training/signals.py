@@ -52,7 +52,7 @@ class StopSignals:
                     os.write(sys.stdout.fileno(), b"\x1b[?25h" if sys.stdout.isatty() else b"")
             os._exit(128 + number)
         self.received = number
-        again = "" if self._world.size > 1 else "; once more: at once"
+        again = "" if self._world.size > 1 else "; a second signal stops at once"
         _say(f"{self.answer}{again}\n")
 
 
