@@ -16,20 +16,20 @@ from fastcifar.data.prepare import prepare_data
 from fastcifar.errors import FastcifarError
 from fastcifar.results.records import Results
 
-# Workers share the CPUs: threads that wait for others on the same core take many times longer.
+# Workers share the CPUs: threads that wait for other threads on the same core take many times longer.
 NUM_THREADS = max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
 
 
 @pytest.fixture(autouse=True)
 def num_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The number of torch's threads, here and in processes that a test starts."""
+    """Set the number of torch's threads, here and in processes that a test starts."""
     monkeypatch.setenv("OMP_NUM_THREADS", str(NUM_THREADS))
     torch.set_num_threads(NUM_THREADS)
 
 
 @pytest.fixture
 def default_sighup() -> Iterator[None]:
-    """SIGHUP ends a process, also where these tests run under nohup; processes that a test starts inherit it."""
+    """Let SIGHUP end a process even if the tests run under nohup; processes that a test starts inherit this."""
     former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, former)
@@ -60,7 +60,7 @@ def finished_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture
 def finished_run(finished_template: tuple[Path, Results], tiny_data: Path, tmp_path: Path) -> tuple[Path, Results]:
-    """A copy of a finished run of `adam89` in bf16, three epochs, and its results; beside the data in a tiny world."""
+    """A copy of a finished run of `adam89` in bf16, three epochs, and its results; with the data of a tiny world."""
     template, results = finished_template
     return Path(shutil.copytree(template, tmp_path / "run")), results
 
@@ -75,13 +75,13 @@ def stopped_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def stopped_run(stopped_template: Path, tiny_data: Path, tmp_path: Path) -> Path:
-    """A copy of a run of `adam89` in fp32 that was stopped in its second epoch of three; beside the data likewise."""
+    """A copy of an `adam89` run in fp32 stopped in its second epoch of three; with the data of a tiny world."""
     return Path(shutil.copytree(stopped_template, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")
 def real_dataset() -> Dataset:
-    """The 60,000 images; for tests marked `network`, which are skipped where the data cannot be reached."""
+    """The 60,000 images, for tests marked `network`, which are skipped if the data cannot be downloaded."""
     try:
         return load_source("auto")
     except FastcifarError as error:

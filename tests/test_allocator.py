@@ -8,7 +8,7 @@ import torch
 
 from fastcifar.training.allocator import freed_memory_kept
 
-_BLOCK_BYTES = 48 << 20  # above glibc's own threshold, whatever it has learnt
+_BLOCK_BYTES = 48 << 20  # above glibc's dynamic threshold
 _PAGE_BYTES = resource.getpagesize()
 
 
@@ -31,7 +31,7 @@ def check() -> None:
     before = resident_bytes()
     assert all(is_mapped_anew() for _ in range(3))
     with freed_memory_kept("cpu"):
-        # The first ones are: small pieces that lie in the way of a block have to find their places in the heap.
+        # The first blocks are mapped: small pieces in the heap must first find their places.
         assert sum(is_mapped_anew() for _ in range(40)) < 20
         assert resident_bytes() > before + _BLOCK_BYTES / 2
     assert resident_bytes() < before + _BLOCK_BYTES / 2

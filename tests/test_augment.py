@@ -27,7 +27,7 @@ FIELDS = ("dy", "dx", "flip", "angle_level")
 
 
 def random_images(num_images: int) -> NDArray[np.uint8]:
-    # No pixel is black, so that a pixel from outside can never pass for one from inside.
+    # No pixel is black, so that a pixel from outside never looks like one from inside.
     return np.random.default_rng(num_images).integers(1, 256, (num_images, 32, 32, 3), np.uint8)
 
 

@@ -83,7 +83,7 @@ write_beton(pathlib.Path(sys.argv[1]), numpy.zeros((3000, 32, 32, 3), numpy.uint
 """
 
 
-@pytest.mark.slow  # it imports FFCV once more
+@pytest.mark.slow  # it imports FFCV again
 def test_a_small_dev_shm_is_enough(tmp_path: Path) -> None:
     unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
     if (

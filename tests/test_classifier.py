@@ -27,7 +27,7 @@ from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 
 @pytest.fixture
 def trained(finished_run: tuple[Path, Results], monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Results]:
-    monkeypatch.setattr(classifier_module, "is_bf16_fast", lambda _: True)  # so that its own precision is taken
+    monkeypatch.setattr(classifier_module, "is_bf16_fast", lambda _: True)  # so that the run's precision is used
     return finished_run
 
 
@@ -233,7 +233,7 @@ def test_good_pictures_are_classified_in_spite_of_bad_ones(
         ("none.png", 0, bad[1]),
     ]
     assert rows[0]["top"] == rows[2]["top"]
-    # Before a model is loaded, which takes seconds; so nobody sees that there is none.
+    # The error comes before a model is loaded, which takes seconds; so it does not matter that there is none.
     code, out, err = call(monkeypatch, capsys, "predict", "no-run", "p/b.png", "p/pipe.png")
     assert (code, out) == (2, "")
     assert err.splitlines() == [f"Error: {bad[0]}", "Error: cannot read p/pipe.png: it is not a regular file"]
@@ -291,7 +291,7 @@ def test_weights_of_other_networks(trained: tuple[Path, dict[str, Any]], tmp_pat
     torch.save({"linear.weight": torch.zeros(3)}, path)
     with pytest.raises(FastcifarError, match="does not hold torchvision's ResNet-18 for CIFAR-10: see backbone"):
         load_classifier(path)
-    torch.save({"model": Path("a class")}, path)  # which a file of tensors has no need of
+    torch.save({"model": Path("a class")}, path)  # a file of tensors does not need it
     with pytest.raises(FastcifarError, match="is damaged, or not a fastcifar checkpoint"):
         load_classifier(path)
     damaged = bytearray((trained[0] / "best.pt").read_bytes())

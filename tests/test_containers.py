@@ -121,7 +121,7 @@ def test_the_real_files_fit_the_limits() -> None:
     assert containers._MAX_ARCHIVE_BYTES > 6 * 31_040_000
     limit = Image.MAX_IMAGE_PIXELS
     assert limit is not None
-    assert limit > 1024 * 10_000  # a real mosaic is no decompression bomb to Pillow
+    assert limit > 1024 * 10_000  # Pillow does not treat a real mosaic as a decompression bomb
 
 
 # The table of digests.
@@ -175,7 +175,7 @@ def test_batches_in_another_order_are_noticed(tmp_path: Path) -> None:
     assert "data_batch_1.bin is not the published file" in message(tiny.write_folder(files, tmp_path / "x"))
 
 
-# Copies that lack something, or are something else.
+# Incomplete copies, and other files.
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -336,5 +336,5 @@ def test_damaged_archives_give_the_dataset_or_the_one_error(
         read_local_copy(path)
     except FastcifarError:
         message(path)
-    else:  # the damage is where nobody looks
+    else:  # the damage is in bytes that are not read
         check(path, form)

@@ -1,7 +1,7 @@
 """Random damage to every file that is read back: it is refused in one line, or what is read is the original.
 
-Each damage has its own seed, which the message of a failure names. `pytest -o log_cli_level=INFO -o log_cli=true`
-shows how many of each kind were refused and how many were harmless.
+Each damage has its own seed, which a failure's message names. `pytest -o log_cli_level=INFO -o log_cli=true` shows how
+many of each kind were refused and how many were harmless.
 """
 
 import copy
@@ -114,7 +114,7 @@ def check_damages(
             file.write(damaged)
             file.truncate()
         wrong = ""
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of memory is taken from here on
+        Path("/proc/self/clear_refs").write_text("5")  # the peak of memory is measured from here
         memory_before, start = memory("VmRSS"), time.monotonic()
         try:
             right = is_right(read())
@@ -123,7 +123,7 @@ def check_damages(
             message = str(error)
             if "\n" in message or remedy not in message or not any(str(name) in message for name in (path, *others)):
                 wrong = f"refused with {message!r}"
-        except Exception as error:  # no other may come out
+        except Exception as error:  # no other exception may be raised
             wrong = repr(error)
         else:
             harmless[kind] += 1
@@ -171,7 +171,7 @@ def damage_bytes(
         source = int(rng.integers(*pick(rng, parts))) if parts else int(rng.integers(size))
         length = min(length, size - max(start, source))
         damaged[start : start + length] = content[source : source + length]
-    else:  # interrupted: the file has its size already, but not all of its content
+    else:  # interrupted: the file has its full size, but not all of its content
         damaged[start:] = bytes(size - start)
     return kind, bytes(damaged)
 
@@ -324,10 +324,10 @@ def damage_archive(rng: Rng, content: bytes) -> Damaged:
         entries = [(name, called if name.endswith("data.pkl") else data) for name, data in entries]
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a name that is there twice
+        warnings.simplefilter("ignore")  # a name occurs twice
         for i, (name, data) in enumerate(entries):
             archive.writestr(name, data, zipfile.ZIP_DEFLATED if (kind, i) == ("compressed", first) else None)
-    # What is dangerous, not only wrong, is refused with a digest that fits, too.
+    # Dangerous content must be refused even with a correct digest.
     return kind, seal(out.getvalue()) if kind in ("compressed", "call") else out.getvalue()
 
 

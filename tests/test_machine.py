@@ -51,7 +51,7 @@ def test_the_narrowest_group_counts(system: Path) -> None:
     assert (count_cpus(), free_memory()) == (3, 5 * GIB)
 
 
-@pytest.mark.parametrize("path", ["/", "/docker/0123"])  # the second as the host names the group, in a container
+@pytest.mark.parametrize("path", ["/", "/docker/0123"])  # the second is the host's name of the group, in a container
 def test_version_1(system: Path, path: str) -> None:
     write(system / "proc/self/cgroup", f"5:cpu,cpuacct:{path}\n4:memory:{path}\n1:name=systemd:/\n0::/")
     write(system / "cgroup/cpu/cpu.cfs_quota_us", "400000")

@@ -107,7 +107,7 @@ def test_label_errors_are_ranked_by_the_labels_probability() -> None:
     logits = build_logits({0: 0.05, 4: 0.9}, {1: 0.7}, {2: 0.3, 0: 0.6}, {3: 0.01, 9: 0.5})
     labels = np.array([0, 1, 2, 3], np.uint8)
     found = rank_label_errors(labels, logits, 9)
-    assert [error.image for error in found] == [3, 0, 2]  # image 1 is taken for what it is labelled
+    assert [error.image for error in found] == [3, 0, 2]  # image 1 is classified as its label says
     assert found[0].label_probability == pytest.approx(0.01, abs=1e-6)
     assert found[1] == LabelError(0, "airplane", found[1].label_probability, "deer", found[1].predicted_probability)
     assert astuple(found[1])[2::2] == pytest.approx((0.05, 0.9), abs=1e-6)

@@ -85,13 +85,13 @@ def test_16_bits_have_the_range_that_the_file_states(tmp_path: Path) -> None:
     assert load_image(save(tmp_path / "full.png", grey(2056)))[0, 0, 0] == 8
     assert load_image(with_significant_bits(save(tmp_path / "12.png", grey(2056)), 12))[0, 0, 0] == 128
     assert load_image(with_significant_bits(save(tmp_path / "14.png", grey(2056)), 14))[0, 0, 0] == 32
-    # As the PNG standard has it, scaled to 16 bits whatever the chunk says: the values show it.
+    # As in the PNG standard, values are scaled to 16 bits, whichever sBIT the chunk states.
     assert load_image(with_significant_bits(save(tmp_path / "scaled.png", grey(0x8080)), 12))[0, 0, 0] == 128
     for name, tags, expected in (
         ("full.tif", {}, 8),
         ("12.tif", {281: 4095}, 128),
         ("14.tif", {281: 16383}, 32),
-        ("wrong.tif", {281: 255}, 8),  # its own values exceed it
+        ("wrong.tif", {281: 255}, 8),  # the file's values exceed it
         ("zero.tif", {281: 0}, 8),
     ):
         assert load_image(save(tmp_path / name, grey(2056), tiffinfo=tags))[0, 0, 0] == expected, name
@@ -203,7 +203,7 @@ def test_a_photograph_is_turned_upright(tmp_path: Path) -> None:
     picture = Image.new("RGB", (64, 64), "white")
     picture.paste((255, 0, 0), (0, 0, 64, 32))  # red above white
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
+    exif[0x0112] = 6  # turn by 90 degrees clockwise
     loaded = load_image(save(tmp_path / "x.png", picture, exif=exif))
     assert (loaded[:, 20:] == RED).all()
     assert (loaded[:, :12] == WHITE).all()
@@ -220,7 +220,7 @@ def test_the_first_frame_of_one_that_moves(tmp_path: Path, name: str) -> None:
 def test_a_damaged_exif_block_does_not_spoil_the_pixels(tmp_path: Path) -> None:
     for exif in (b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0"):
         path = save(tmp_path / "x.jpg", Image.new("RGB", (64, 64), "red"), exif=exif)
-        assert load_image(path).tolist() == [[[254, 0, 0]] * 32] * 32  # as JPEG has it
+        assert load_image(path).tolist() == [[[254, 0, 0]] * 32] * 32  # red after JPEG
 
 
 def png_chunk(kind: bytes, content: bytes = b"") -> bytes:
@@ -242,7 +242,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])
     (tmp_path / "zero.png").touch()
     (tmp_path / "x.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
-    for name in ("text.png", "cut.png", "zero.png", "x.eps"):  # the last of which another program would have to read
+    for name in ("text.png", "cut.png", "zero.png", "x.eps"):  # the last needs another program
         with pytest.raises(FastcifarError, match=rf"cannot read .*{name}: not a picture, or damaged"):
             load_image(tmp_path / name)
     (tmp_path / "link.png").symlink_to("nowhere")
@@ -265,7 +265,7 @@ def test_a_folder_stands_for_its_pictures(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "notes.txt", "weights.h5", "paper.pdf", "film.mpg", *hidden):
         (folder / name).touch()
     assert find_pictures([Path("x"), folder]) == [Path("x"), folder / "a.JPG", folder / "b.png"]
-    assert find_pictures([folder / "._b.png"]) == [folder / "._b.png"]  # it was asked for
+    assert find_pictures([folder / "._b.png"]) == [folder / "._b.png"]  # because it is named
 
 
 def test_folders_in_a_folder(tmp_path: Path) -> None:

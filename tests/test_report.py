@@ -119,7 +119,7 @@ def test_a_finished_run(tmp_path: Path) -> None:
     assert page.tables["Settings"][-3:] == [
         ["mean", "0.5, 1"],
         ["note more deep", "None"],
-        ["convolution", "torch"],  # of a run that does not say
+        ["convolution", "torch"],  # for a run that does not record it
     ]
     assert ["versions fastcifar", __version__] in page.tables["Environment"]
     assert [image["alt"] for image in page.images] == [

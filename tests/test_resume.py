@@ -73,7 +73,7 @@ def test_killed_at_every_file(tiny_data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_at_random_moments(tiny_data: Path, tmp_path: Path) -> None:
     lines = kill(tiny_data, tmp_path, "time", "50")
-    assert sum("(-9)" in line for line in lines) > 15  # others may be faster than the one that was timed
+    assert sum("(-9)" in line for line in lines) > 15  # other trainings may be faster than the timed one
 
 
 def edit(run_dir: Path, **changes: Any) -> None:

@@ -177,7 +177,7 @@ def test_an_interrupt_keeps_the_last_finished_epoch(tiny_data: Path, tmp_path: P
     assert last["num_epochs"] == 2
     assert last["metrics"] == [*map(as_plain, read_metrics(out))]
     assert not (out / "results.json").exists()
-    # It is the state after two epochs, not one in the middle of the third.
+    # It is the state after two epochs, not in the middle of the third.
     a_run = Run(tiny_settings(), tiny_data, ALONE, Callback())
     for epoch in range(2):
         a_run.trainer.train_epoch(a_run.loader, epoch, lambda step: None)
@@ -237,7 +237,7 @@ def test_a_loss_that_is_no_number_stops_the_run(
         if calls[-1] == 5 + bad_step and where != "the validation":
             self.model.backbone.fc.bias.data.fill_(math.nan)
         real_step(self, loader)
-        if calls[-1] == 5 + bad_step:  # as the epoch's very last step can leave them
+        if calls[-1] == 5 + bad_step:  # as the last step of the epoch may leave them
             self.model.backbone.fc.bias.data.fill_(math.nan)
 
     monkeypatch.setattr(Trainer, "step", step)
@@ -339,7 +339,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_elsewhere(tiny_data: Path, 
         out = small / "run"
         with pytest.raises(FastcifarError, match=rf"cannot write {out}/(best|last)\.pt: No space left on device"):
             run(tiny_data, out)
-        assert load_checkpoint(out / "last.pt")["num_epochs"] == 0  # the one before is whole
+        assert load_checkpoint(out / "last.pt")["num_epochs"] == 0  # the previous one is intact
         assert not [path for path in out.iterdir() if path.name.endswith(".tmp")]
         shutil.copytree(out, tmp_path / "run")
         with pytest.raises(FastcifarError, match="No space left on device"):

@@ -100,7 +100,7 @@ def bar(width: int, share: float = 0.5) -> str:
 
 def test_the_live_view(clock: Clock) -> None:
     run_view = RunView()
-    assert view(run_view, 20)[0].strip(" ━") == ""  # nothing is known yet: a bar that only moves
+    assert view(run_view, 20)[0].strip(" ━") == ""  # nothing is known yet: only a moving bar
     halfway(run_view, clock)
     pace = "12,346 img/s  1:40 passed  1:40 left"
     last, best = "last: train loss 1.235, val acc 55.0%", "best: val acc 60.0%, epoch 1"

@@ -26,8 +26,8 @@ def test_equal_values_do_not_vary() -> None:
 
 
 def test_welch_gives_the_reference_values_of_a_published_example() -> None:
-    # Welch's test as R computes it: t.test(a, b), for the data of https://rosettacode.org/wiki/Welch%27s_t-test,
-    # its first pair of samples; p there to 15 digits.
+    # Welch's test as R computes it: t.test(a, b), for the first pair of samples on
+    # https://rosettacode.org/wiki/Welch%27s_t-test, which gives p to 15 digits.
     first = [27.5, 21.0, 19.0, 23.6, 17.0, 17.9, 16.9, 20.1, 21.9, 22.6, 23.1, 19.6, 19.0, 21.7, 21.4]
     second = [27.1, 22.0, 20.8, 23.4, 23.4, 23.5, 25.8, 22.0, 24.8, 20.2, 21.9, 22.1, 22.9, 20.5, 24.4]
     assert welch(first, second).p == pytest.approx(0.021378001462867, rel=1e-12)
@@ -42,7 +42,7 @@ def test_welch_by_hand() -> None:
     low, high = found.interval_95
     assert (low + high) / 2 == pytest.approx(3.0)
     t_at_50_over_17 = (high - 3.0) / math.sqrt(5 / 3)
-    assert 3.182446 < t_at_50_over_17 < T_2  # between those of 3 and of 2 degrees of freedom
+    assert 3.182446 < t_at_50_over_17 < T_2  # between the quantiles for 3 and 2 degrees of freedom
     assert t_at_50_over_17 == pytest.approx(_t_quantile(50 / 17), rel=1e-6)
     assert found.p == pytest.approx(2 * _t_tail(3 / math.sqrt(5 / 3), 50 / 17), rel=1e-6)
 
@@ -66,7 +66,7 @@ def test_samples_that_do_not_vary_have_a_difference_and_no_p() -> None:
 
 @pytest.mark.parametrize(
     ("effect", "groups", "pairs"),
-    [(0.2, 394, 199), (0.5, 64, 34), (0.8, 26, 15)],  # small, medium, large; as G*Power 3 computes them
+    [(0.2, 394, 199), (0.5, 64, 34), (0.8, 26, 15)],  # small, medium and large effects, as G*Power 3 computes them
 )
 def test_the_number_of_seeds_is_that_of_power_tables(effect: float, groups: int, pairs: int) -> None:
     assert num_seeds_needed(effect * 0.003, 0.003) == groups

@@ -21,7 +21,7 @@ def test_a_signal_is_noted_and_answered(number: signal.Signals, capsys: pytest.C
 
 
 def test_a_hangup_that_is_ignored_stays_so(capsys: pytest.CaptureFixture[str]) -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGHUP)
         assert signals.received is None

@@ -22,7 +22,7 @@ STORED = Path(__file__).parent / "data" / "run-0.1"
 @pytest.fixture(autouse=True)
 def _narrow(tiny_data: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:  # undone before `tiny_data` undoes its own
-        use_narrow_network(patch, width=4)  # as they were trained, so that they are small
+        use_narrow_network(patch, width=4)  # as in the stored runs, so that they are small
         # oneDNN's AVX2 kernel for a 1x1 stride-2 convolution of 4 channels writes out of bounds (torch 2.15).
         patch.setattr(torch.backends.mkldnn, "enabled", False)
         yield

@@ -12,7 +12,7 @@ from fastcifar.streams import may_be_lost, open_standard_streams
 open_standard_streams()
 if "lost" in sys.argv:
     may_be_lost(sys.stdout)
-with open("checkpoint", "wb") as file:  # which takes the lowest number that is free
+with open("checkpoint", "wb") as file:  # gets the lowest free descriptor
     for number in (1, 2):
         try:
             os.write(number, b"a library writes by number")

@@ -65,7 +65,9 @@ def test_the_users_own_settings_change_nothing() -> None:
     expected = draw()
     with matplotlib.rc_context():
         for name, value in SETTINGS.items():
-            dict.update(matplotlib.rcParams, {name: value})  # unchecked, as a matplotlibrc of another version may be
+            dict.update(
+                matplotlib.rcParams, {name: value}
+            )  # unchecked, like the values of a matplotlibrc of another version
         before = dict(matplotlib.rcParams)
         assert draw() == expected
         assert dict(matplotlib.rcParams) == before

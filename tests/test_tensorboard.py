@@ -54,7 +54,7 @@ def test_every_epoch_is_logged_and_a_resumed_one_once(tmp_path: Path) -> None:
     callback = TensorBoardLogger()
     callback.on_run_begin(tmp_path, {})
     callback.on_train_begin(4, 5, 8, [])
-    for line in metrics[:3]:  # the third is lost, as by a kill before its checkpoint
+    for line in metrics[:3]:  # the third is lost, as after a kill before its checkpoint
         callback.on_epoch_end(line)
     tell(TensorBoardLogger(), tmp_path, metrics, num_finished=2)
     found = scalars(tmp_path)

@@ -7,11 +7,11 @@ from fastcifar.recipes import get_recipe
 @pytest.mark.parametrize(
     ("rate", "num_images"),
     [
-        (5, 1024),  # the least, however slow the machine is
+        (5, 1024),  # the minimum, on any slow machine
         (27, 1024),
         (70, 2816),  # 22 batches: 121 s
         (110, 4352),
-        (100_000, 50_000),  # all there are
+        (100_000, 50_000),  # all images
     ],
 )
 def test_the_tour_takes_about_two_minutes(rate: float, num_images: int) -> None:

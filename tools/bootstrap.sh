@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes this checkout ready to run: system packages, .venv, the hashed requirements, fastcifar itself.
-# Does nothing, quickly, when that is already so; repairs what was interrupted, moved or out of date.
+# Sets up this checkout: system packages, .venv, the requirements pinned by hash, fastcifar itself.
+# Returns at once if all is set up; repairs a set-up that was interrupted, moved or is out of date.
 # PYTHON chooses the interpreter (3.11 or later).
 #
 # After a change of the dependencies in pyproject.toml, write requirements.txt again (--upgrade takes newer versions) with
@@ -16,7 +16,7 @@ die() {
   exit "${2:-2}"
 }
 
-step() { # step TITLE COMMAND...: one line with the seconds it took; the end of its output if it fails
+step() { # step TITLE COMMAND...: prints one line with the seconds; if the command fails, also the end of its output
   local title=$1 begin=$SECONDS log
   shift
   log=$(mktemp)
@@ -30,10 +30,10 @@ step() { # step TITLE COMMAND...: one line with the seconds it took; the end of 
   rm -f "$log"
 }
 
-# --- Anything to do? .venv/stamp is written last: line 1 says whose .venv it is, line 2 what was installed.
+# --- Is there anything to do? .venv/stamp is written last: line 1 identifies checkout and Python, line 2 the requirements.
 describe() { "$1" -c 'import os, sys; print(sys.argv[1], os.path.realpath(sys.base_prefix), *sys.version_info[:3])' "$root" 2>/dev/null; }
 
-look() { # sets python when .venv can be kept; returns 0 when it is complete, too
+look() { # sets python if .venv can be kept; returns 0 if it is also complete
   local stamp=() here
   python=
   [ ! -r .venv/stamp ] || mapfile -t stamp <.venv/stamp
@@ -46,9 +46,9 @@ look() { # sets python when .venv can be kept; returns 0 when it is complete, to
 [ "$(uname -s)" = Linux ] || die "needs Linux (on Windows: WSL), this is $(uname -s): FFCV has to be compiled against Linux's OpenCV"
 inputs=$(cat requirements.txt pyproject.toml | sha256sum)
 if look; then exit 0; fi
-if command -v flock >/dev/null; then # one at a time; the lock goes when this process and its children have gone
+if command -v flock >/dev/null; then # one at a time; the lock ends with this process and its children
   exec 9<tools/bootstrap.sh
-  flock --nonblock 9 || { echo "bootstrap: waiting for another one in this checkout" && flock 9; }
+  flock --nonblock 9 || { echo "bootstrap: waiting for another bootstrap in this checkout" && flock 9; }
   if look; then exit 0; fi
 fi
 
@@ -61,12 +61,12 @@ if [ -z "$python" ]; then
   for candidate in "${candidates[@]}"; do
     if recent "$candidate"; then python=$candidate && break; fi
   done
-  [ -n "$python" ] || die "needs Python 3.11 or later, and ${PYTHON:-python3} is not: install one, or name it in PYTHON"
+  [ -n "$python" ] || die "needs Python 3.11 or later, which ${PYTHON:-python3} is not: install it, or set PYTHON to it"
 fi
 
 # --- System packages: FFCV is compiled here; it needs a compiler, Python's headers, libturbojpeg and two parts of OpenCV
 missing=()
-want() { # want PACKAGE COMMAND...: the package is missing if the command fails, or if apt was interrupted at it
+want() { # want PACKAGE COMMAND...: the package is missing if the command fails, or if apt was interrupted while installing it
   local package=$1
   shift
   if ! "$@" >/dev/null 2>&1 || dpkg-query --show --showformat '${db:Status-Abbrev}' "$package" 2>/dev/null | grep -q '^i[^i]'; then
@@ -84,7 +84,7 @@ want libturbojpeg0-dev pkg-config --exists libturbojpeg
 want libopencv-imgproc-dev opencv
 
 apt_install() {
-  "${as_root[@]}" apt-get update || true # some other source being down need not matter
+  "${as_root[@]}" apt-get update || true # another package source may be down
   "${as_root[@]}" dpkg --configure -a &&
     "${as_root[@]}" apt-get install --yes --fix-broken --no-install-recommends -o DPkg::Lock::Timeout=300 "${missing[@]}"
 }
@@ -100,7 +100,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   step "system packages (${missing[*]})" apt_install
 fi
 
-# --- .venv: without a stamp nothing in it can be trusted; with one, only the differences are installed
+# --- .venv: without a stamp it is built again; with one, only the differences are installed
 new_venv() {
   rm -rf .venv
   "$python" -m venv .venv &&

@@ -1,4 +1,4 @@
-"""Eight images through torchvision on PIL and through fastcifar, and the difference of the two, which is black."""
+"""Draws eight images augmented by torchvision on PIL and by fastcifar, and their difference, which is black."""
 
 import sys
 from pathlib import Path
@@ -23,7 +23,7 @@ NUM_IMAGES = 8
 
 
 def through_torchvision(images: Images, params: AugmentParams) -> Images:
-    """Crop, mirror and rotate by torchvision on PIL images, with the same draws."""
+    """Crop, mirror and rotate with torchvision on PIL images, with the same draws."""
     out = []
     for i, image in enumerate(images):
         picture = reference.crop(
@@ -37,7 +37,7 @@ def through_torchvision(images: Images, params: AugmentParams) -> Images:
 
 
 def draw(images: Images, params: AugmentParams) -> Figure:
-    """Four rows: the images, the two ways, and their difference."""
+    """Draw four rows: the images, both results, and their difference."""
     theirs = through_torchvision(images, params)
     ours = crop_flip_rotate(torch.from_numpy(images), params).numpy()
     difference = np.abs(ours.astype(np.int16) - theirs).astype(np.uint8)

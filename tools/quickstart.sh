@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # bash tools/quickstart.sh [OPTIONS OF fastcifar train]
-# Sets everything up. Then, with a CUDA GPU, trains the whole adam89 recipe; without one, a tour of it of about two minutes.
+# Sets everything up. Then trains the adam89 recipe: the whole recipe with a CUDA GPU, otherwise a tour of about two minutes.
 # PYTHON=/path/to/python3 chooses the interpreter (3.11 or later).
 set -euo pipefail
 

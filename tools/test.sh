@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# bash tools/test.sh [OPTIONS OF pytest]: sets everything up, then lint, types and tests, up to the first that fails.
+# bash tools/test.sh [OPTIONS OF pytest]: sets everything up, then runs lint, types and tests up to the first failure.
 # Two tests run at a time, each on half of the CPUs, with threads that do not spin while they wait; -n 0 runs one.
-# Without options it runs what needs neither a GPU, nor the network, nor minutes.
+# Without options it runs the tests that need no GPU, no network and no minutes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/bootstrap.sh

@@ -1,6 +1,6 @@
 """Plan a tour of a recipe that trains for about two minutes on this machine.
 
-Measures a few training steps, prints what is cut and what to expect on standard error, and the options for
+Measures a few training steps. Prints what it cut and what to expect on standard error, and the options for
 `fastcifar train` on standard output.
 """
 
@@ -16,14 +16,14 @@ from fastcifar.training.settings import Settings, resolve_settings
 from fastcifar.training.trainer import Trainer
 
 RECIPE, EPOCHS, NUM_EVAL_IMAGES = "adam89", 3, 1000
-TRAIN_S = 120.0  # aimed at, for all epochs together
+TRAIN_S = 120.0  # the target for all epochs together
 MEASURE_S, MIN_STEPS = 4.0, 2  # after a first step that is not timed
 # Test accuracy, clean, of 1,000 images after 3 epochs of so many training images: measured runs, docs/results.md.
 ACCURACIES = {1024: 0.28, 2048: 0.38, 4096: 0.46}
 
 
 def measure_rate(settings: Settings) -> float:
-    """Training images a second of the recipe's own step, on black images."""
+    """Measure the training images per second of the recipe's step, on black images."""
     device, batch_size = torch.device(settings.device), settings.recipe.global_batch_size
     with configured_device(
         settings.device,
@@ -44,19 +44,19 @@ def measure_rate(settings: Settings) -> float:
 
 
 def plan_num_images(rate: float, batch_size: int, most: int) -> int:
-    """How many training images the tour has: whole batches, as many as it has time for.
+    """The number of training images of the tour: as many whole batches as it has time for.
 
     Args:
-        rate: training images a second.
-        batch_size: images a step.
-        most: images there are.
+        rate: training images per second.
+        batch_size: images per step.
+        most: the number of available images.
     """
     num_batches = round(rate * TRAIN_S / EPOCHS / batch_size)
     return min(max(num_batches, min(ACCURACIES) // batch_size) * batch_size, most)
 
 
 def expected_accuracy(num_images: int) -> float:
-    """What a tour of that size reached, by the largest measured one that is no larger."""
+    """The measured accuracy of the largest tour that is not larger than this one."""
     return ACCURACIES[max(size for size in ACCURACIES if size <= num_images)]
 
 

@@ -1,6 +1,6 @@
 """Print, as JSON, the registers and the spilled bytes of the Triton batch norm's kernels, compiled for an H100.
 
-No GPU is needed: Triton brings NVIDIA's assembler and the program that reads what it wrote. Ten seconds on one core.
+No GPU is needed: Triton contains NVIDIA's assembler and the program that reads its output. Ten seconds on one core.
 """
 
 import itertools
@@ -34,7 +34,7 @@ FLAGS: dict[str, list[tuple[str, ...]]] = {  # of each kernel, as ResNet-18 has 
 
 
 def resources(name: str, flags: tuple[str, ...], element: str) -> dict[str, int]:
-    """What one kernel takes of a multiprocessor."""
+    """The registers and spilled bytes of one kernel."""
     kernel = getattr(batch_norm_triton, f"_{name}")
     sizes = batch_norm_triton._BLOCKS | {"BLOCK_PARTIALS": batch_norm_triton._MAX_PARTIALS}
     constants: dict[str, Any] = {}

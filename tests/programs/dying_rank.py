@@ -1,6 +1,6 @@
-"""The command line on the tiny dataset, in which rank 1 is killed in its second epoch when torchrun starts it first.
+"""The command line on the tiny dataset; rank 1 is killed in its second epoch, unless torchrun has restarted it.
 
-It leaves the moment of its death, in seconds since the epoch, in the file `died` of the working directory.
+It writes the time of the kill, in seconds since the Unix epoch, to the file `died` in the working directory.
 """
 
 import os
@@ -20,7 +20,7 @@ _num_steps = 0
 
 
 def step(self: Trainer, loader: Loader) -> None:
-    """The trainer's step, or the end."""
+    """The trainer's step, or a kill."""
     global _num_steps
     _num_steps += 1
     world = world_from_env()

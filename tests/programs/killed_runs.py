@@ -1,10 +1,10 @@
-"""Trainings that are killed with SIGKILL, then resumed; each must end as the one that was never stopped.
+"""Trainings that are killed with SIGKILL, then resumed; each must end like an uninterrupted one.
 
     python tests/programs/killed_runs.py DATA WORK_DIR sync 3 17 ...   killed as the 3rd, 17th ... file is written
     python tests/programs/killed_runs.py DATA WORK_DIR time 50         killed at 50 random moments
 
-A process of its own that never lets torch start its threads, so that each training is a quick fork.
-Prints a line for every kill; a broken promise is an AssertionError.
+A separate process in which torch never starts threads, so that each training can be a quick fork.
+Prints a line for every kill; a failed check is an AssertionError.
 """
 
 import json
@@ -34,7 +34,7 @@ NUM_EPOCHS = 3
 
 
 def forked(work: Callable[[], object], kill_after_s: float | None = None) -> int:
-    """Run `work` in a fork; returns how it ended, negative for the signal that killed it."""
+    """Run `work` in a fork; returns its exit code, or the negative number of the signal that killed it."""
     process = os.fork()
     if process == 0:
         try:
@@ -50,14 +50,14 @@ def forked(work: Callable[[], object], kill_after_s: float | None = None) -> int
 
 
 def train_anew(data: Path, run_dir: Path) -> None:
-    """The training that all of this is about."""
+    """The training under test."""
     recipe = get_recipe("sgd92")
     settings = resolve_settings(recipe, epochs=NUM_EPOCHS, global_batch_size=8, device="cpu", precision="fp32")
     train_model(settings, data, run_dir)
 
 
 def count_syncs(kill_at: int | None) -> list[int]:
-    """Count what is put on the disk in this process, and kill it at the given one."""
+    """Count the files that this process writes to the disk, and kill it at the given one."""
     calls: list[int] = []
     real_sync = files.sync
 
@@ -72,12 +72,12 @@ def count_syncs(kill_at: int | None) -> list[int]:
 
 
 def finish(data: Path, run_dir: Path) -> str:
-    """What a user does after a kill; returns what it was."""
-    if (run_dir / RESULTS_FILE).exists():  # perhaps not its charts
+    """Do what a user does after a kill; returns a description of it."""
+    if (run_dir / RESULTS_FILE).exists():  # but perhaps not the charts
         assert forked(lambda: write_charts(run_dir)) == 0
         return "was finished"
     metrics = run_dir / METRICS_FILE
-    if metrics.exists():  # whole lines, each epoch once, whatever the moment
+    if metrics.exists():  # whole lines, each epoch once, at any moment
         lines = [json.loads(line) for line in metrics.read_text().splitlines()]
         assert [line["epoch"] for line in lines] == list(range(len(lines)))
     if not (run_dir / LAST_FILE).exists():
@@ -90,9 +90,9 @@ def finish(data: Path, run_dir: Path) -> str:
 
 
 def main() -> None:
-    """Kill and resume as the command line says."""
+    """Kill and resume, by the command line."""
     data, work_dir, mode = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
-    torch.set_num_threads(1)  # a fork of a process that has more of them would never end
+    torch.set_num_threads(1)  # a fork of a process with more threads would never end
     reference = work_dir / "reference"
     start = time.monotonic()
     assert forked(lambda: train_anew(data, reference)) == 0
@@ -104,7 +104,7 @@ def main() -> None:
 
         def work(run_dir: Path = run_dir, number: int = number, moment: int = moment) -> None:
             if number % 2 == 0:
-                checkpoint.CHECKPOINT_INTERVAL_S = 0.0  # each epoch has a checkpoint, not only the first and the last
+                checkpoint.CHECKPOINT_INTERVAL_S = 0.0  # every epoch has a checkpoint, not only the first and the last
             if mode == "sync":
                 count_syncs(moment)
             train_anew(data, run_dir)

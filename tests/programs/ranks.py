@@ -1,14 +1,14 @@
-"""What the ranks of a world check together; each assertion holds on every rank.
+"""Checks that the ranks of a world make together; each assertion holds on every rank.
 
     torchrun --nproc-per-node 3 tests/programs/ranks.py cpu DATA
     torchrun --nproc-per-node 2 tests/programs/ranks.py sync-bn     needs one CUDA device, which the ranks share
 
-A process of its own for each rank, started by torchrun. It computes in float64, so that another order of summation
-changes a value by far less than a mistake does. Of values that come from the same weights, it changes a gradient by
-about the number of products in its longest sum, 10,000, times float64's rounding, 1e-16, and batch norm's division by
-small deviations may enlarge that a hundredfold: `TIGHT`, relative to the tensor's largest value. It is not enlarged
-further, because every step is compared by itself, from the weights that the ranks had before it: Adam divides a
-gradient by its own size, so after a step a rounding error in one that is all but zero is no longer small.
+torchrun starts one process per rank. They compute in float64, so that another order of summation changes a value by far
+less than a mistake does. With equal weights it changes a gradient by about the number of products in its longest sum,
+10,000, times float64's rounding, 1e-16; batch norm's division by small deviations may enlarge that a hundredfold:
+`TIGHT`, relative to the tensor's largest value. The error does not grow further, because every step is compared
+separately, from the weights that the ranks had before it. It could grow in Adam, which divides a gradient by its own
+size: after a step, a rounding error in a gradient near zero is no longer small.
 """
 
 import sys
@@ -42,7 +42,7 @@ TIGHT = 1e-10
 
 @dataclass
 class Step:
-    """One of a training's steps: the parameters before it, its gradients, averaged, and the parameters after it."""
+    """One training step: the parameters before it, its averaged gradients, and the parameters after it."""
 
     before: list[Tensor]
     gradients: list[Tensor]
@@ -79,12 +79,12 @@ def train(recipe: Recipe, world: World, device: torch.device, *, sync_bn: bool =
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = TIGHT) -> None:
-    """Equal within a share of the largest expected value."""
+    """Assert equality within a fraction of the largest expected value."""
     torch.testing.assert_close(actual, expected, rtol=0.0, atol=tolerance * expected.abs().max().item())
 
 
 def check_in_turn(recipe: Recipe, num_ranks: int, steps: list[Step]) -> tuple[dict[str, Tensor], float]:
-    """Let one process do what all ranks did: it runs each share in turn, averages the gradients, and steps.
+    """Repeat the work of all ranks in one process: run each share in turn, average the gradients, and step.
 
     Returns:
         The mean of the ranks' batch-norm statistics by name, and the mean loss of all images.
@@ -123,7 +123,7 @@ def check_in_turn(recipe: Recipe, num_ranks: int, steps: list[Step]) -> tuple[di
 
 
 def check_training(recipe: Recipe, world: World) -> None:
-    """Each step is what one process makes of all shares; an epoch's end averages batch norm's statistics."""
+    """Each step equals that of one process with all shares; an epoch's end averages batch norm's statistics."""
     trainer, steps = train(replace(recipe, global_batch_size=BATCH_SIZE), world, torch.device("cpu"))
     trainer._finish_statistics(NUM_STEPS)
     world.all_reduce_sum(trainer.totals)
@@ -135,7 +135,7 @@ def check_training(recipe: Recipe, world: World) -> None:
 
 
 def check_evaluation(world: World) -> None:
-    """The same bits for any world, whether the ranks' batches come out even or not."""
+    """The bits are the same for any world, whether or not the ranks' batches have equal sizes."""
     model = build_model(1)
     images = torch.from_numpy(TRAIN_IMAGES)
     coeffs = affine_coeffs(sample_augmentation(42, 0, torch.arange(NUM_TRAIN), padding=4, max_angle_deg=15))
@@ -153,7 +153,7 @@ def check_evaluation(world: World) -> None:
 
 
 def check_sync_bn(world: World) -> None:
-    """Two ranks that share their statistics are one process; with statistics of their own they are not."""
+    """Two ranks that share their statistics equal one process; with separate statistics they do not."""
     device = torch.device("cuda:0")
     recipe = replace(get_recipe("sgd92"), global_batch_size=BATCH_SIZE)
     (_, alone), (_, together), (_, apart) = (
@@ -164,7 +164,7 @@ def check_sync_bn(world: World) -> None:
         assert_close(ours, expected)
         assert (others - expected).abs().max() > 1e-3 * expected.abs().max()
     for expected, ours in zip(alone[-1].after, together[-1].after, strict=True):
-        assert_close(ours, expected, 1e-5)  # each step enlarges what the one before rounded, and cuDNN's order varies
+        assert_close(ours, expected, 1e-5)  # each step enlarges the previous rounding errors, and cuDNN's order varies
 
 
 def check_messages(world: World) -> None:
@@ -177,7 +177,7 @@ def check_messages(world: World) -> None:
 
 
 def check_run(world: World, data: Path) -> None:
-    """Every rank returns the results that rank 0 wrote to the one directory."""
+    """Every rank returns the results that rank 0 wrote to the run directory."""
     results = run(data, Path("run"), recipe="sgd92", global_batch_size=BATCH_SIZE)
     ours = without_timings(as_plain(results))
     assert ours == world.broadcast(ours)

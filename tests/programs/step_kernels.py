@@ -1,8 +1,8 @@
-"""Print, as JSON, what the H100's code of a training step launches and moves; by default with the default switches.
+"""Print, as JSON, the launches and the memory traffic of a training step's H100 code; by default with default options.
 
     python tests/programs/step_kernels.py [sgd92|adam89] [combo_kernels=0 ...] [--source DIR]
 
-A process of its own, because generating the code changes torch for the whole process. A minute and a half on two cores.
+A separate process, because generating the code changes torch for the whole process. A minute and a half on two cores.
 """
 
 import json
@@ -25,7 +25,7 @@ PARTS = {"_read_batch": "gather", "_update_masters": "optimizer"}  # by the comp
 
 
 def kind(name: str) -> str:
-    """What a kernel is for, by the operations that Inductor names it after, or by our name."""
+    """The purpose of a kernel, by the operations in its name from Inductor, or by our name."""
     if name.startswith(("_forward", "_backward")):
         return "batch norm, ReLU, residual" if "_apply" in name else "batch-norm statistics"
     if "nll_loss" in name or "softmax" in name or "mean" in name or "div_expand" in name:

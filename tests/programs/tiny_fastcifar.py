@@ -1,4 +1,4 @@
-"""The command line with the tiny dataset in the place of CIFAR-10; for tests that need a process of their own."""
+"""The command line with the tiny dataset instead of CIFAR-10, for tests that need a separate process."""
 
 from support.tiny_world import tiny_world
 

@@ -1,4 +1,4 @@
-"""Classify images with each exported file as a stranger would: use_exports.py FOLDER IMAGES.npy OUT.npz."""
+"""Classify images with each exported file, without fastcifar: use_exports.py FOLDER IMAGES.npy OUT.npz."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""The batches of an epoch as a list, which training itself never makes."""
+"""The batches of an epoch as a list, which training never makes."""
 
 import torch
 

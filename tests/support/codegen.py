@@ -1,8 +1,8 @@
-"""The H100's code of compiled functions, without an H100: how many kernels they launch, and how many bytes these move.
+"""Code that Inductor generates for an H100, without an H100: how many kernels it launches and how many bytes they move.
 
-Functions are traced on the CPU; each graph is then moved to a pretended cuda:0, and the real Inductor generates its
-Triton code for sm_90. It uses private parts of torch 2.11 and 2.15 and changes them for the whole process: import it
-only in a process of its own. What it cannot see: cuDNN's algorithms, autotuning, CUDA graphs, and times.
+Functions are traced on the CPU; each graph is then moved to a simulated cuda:0, and the real Inductor generates its
+Triton code for sm_90. This module uses private parts of torch 2.11 and 2.15 and changes them for the whole process:
+import it only in a separate process. It does not show cuDNN's algorithms, autotuning, CUDA graphs, or times.
 """
 
 import contextlib
@@ -36,12 +36,12 @@ _compile = torch.compile
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel of ours in generated code.
+    """A kernel in generated code, not from a library.
 
     Attributes:
-        name: Inductor's, which says what it fuses.
-        num_read: bytes, of every read; what is gathered counts as often as it is written.
-        num_written: bytes.
+        name: Inductor's name, which says what it fuses.
+        num_read: bytes of all reads; gathered values count as often as they are written.
+        num_written: bytes of all writes.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Graph:
         function: the name of the function that was compiled.
         part: "forward", "backward" or "inference".
         source: the Python module that Inductor wrote.
-        launches: in their order.
+        launches: the launches in order.
         externs: how often each library operation is called.
     """
 
@@ -69,7 +69,7 @@ class Graph:
 
 
 class _Properties:
-    """What Inductor asks of a device; an H100's."""
+    """The device properties that Inductor reads, with an H100's values."""
 
     name = "NVIDIA H100 80GB HBM3"
     major, minor, multi_processor_count, warp_size = 9, 0, 132, 32
@@ -82,7 +82,7 @@ class _Properties:
 
 
 class _Driver:
-    """Triton's driver of that device."""
+    """Triton's driver for that device."""
 
     launcher_cls = None
 
@@ -171,7 +171,7 @@ def _pretended_h100() -> Iterator[None]:
 
 
 def _prepare_process() -> None:
-    """Let cuDNN be chosen for convolutions, keep channels-last as it does, and stop after code generation."""
+    """Choose cuDNN for convolutions, keep channels-last as cuDNN does, and stop after code generation."""
     triton.runtime.driver.set_active(_Driver())
     fake_tensor.init_gpu_context = _value(None)  # type: ignore[assignment]
     select_backend = torch._C._select_conv_backend
@@ -204,7 +204,7 @@ _prepare_process()
 
 
 def _on_cuda(graph: Any, example_inputs: Any) -> tuple[Any, list[Any], Any]:
-    """The same graph, and its inputs, on the pretended device."""
+    """The same graph, and its inputs, on the simulated device."""
     values = (node.meta.get("val") for node in graph.graph.nodes)
     mode = next(value.fake_mode for value in values if isinstance(value, fake_tensor.FakeTensor))
     moved: dict[int, tuple[Any, Any]] = {}
@@ -262,7 +262,7 @@ _inner = compile_fx.compile_fx_inner
 
 @contextlib.contextmanager
 def generated_code() -> Iterator[list[Graph]]:
-    """Let torch.compile only generate code within this, and collect it; what is compiled gives empty results."""
+    """In this context, torch.compile only generates code, which is collected; compiled functions give empty results."""
     graphs: list[Graph] = []
 
     def generate(function: Any, *, dynamic: bool, options: Any = None) -> Any:
@@ -280,7 +280,7 @@ def generated_code() -> Iterator[list[Graph]]:
 
 
 def _count(source: str) -> tuple[list[Launch], Counter[str]]:
-    """The launches and library calls of a generated module, by what its `call` says."""
+    """The launches and library calls in the `call` function of a generated module."""
     kernels = dict(re.findall(r"^(\w+) = async_compile\.triton\('\w+', '''(.*?)'''", source, re.S | re.M))
     call = source[source.index("def call(self, args)") :]
     sizes: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""The command line, called in this process or in one of its own."""
+"""The command line, called in this process or in a separate one."""
 
 import os
 import sys

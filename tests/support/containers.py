@@ -1,4 +1,4 @@
-"""A tiny CIFAR-10, 40 train and 20 test images, and all the containers it could come in."""
+"""A tiny CIFAR-10, 40 train and 20 test images, in all its containers."""
 
 import contextlib
 import functools
@@ -59,7 +59,7 @@ def planes(images: Images) -> np.ndarray[tuple[int, int], np.dtype[np.uint8]]:
 
 
 def official_pickle(images: Images, labels: Labels, label: str = "training batch 1 of 5") -> bytes:
-    """A batch opcode by opcode as the official files have it: Python 2's cPickle, protocol 2."""
+    """A batch with the same pickle opcodes as the official files: Python 2's cPickle, protocol 2."""
 
     def text(value: str) -> bytes:
         return b"U" + struct.pack("<B", len(value)) + value.encode()
@@ -134,7 +134,7 @@ def mosaic_files() -> Files:
     return files
 
 
-FORMS: dict[str, tuple[Callable[[], Files], str]] = {  # the files' builder and the folder that the archive has them in
+FORMS: dict[str, tuple[Callable[[], Files], str]] = {  # the builder of the files, and their folder in the archive
     "python version": (python_files, "cifar-10-batches-py"),
     "binary version": (binary_files, "cifar-10-batches-bin"),
     "PNG mosaics": (mosaic_files, "package"),
@@ -153,7 +153,7 @@ def tiny_digests() -> dict[str, str]:
 
 @contextlib.contextmanager
 def tiny_cifar10() -> Iterator[None]:
-    """Make the tiny dataset the one that `cifar10.SPEC` and the published digests describe."""
+    """Make `cifar10.SPEC` and the published digests describe the tiny dataset."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cifar10, "SPEC", tiny_spec())
         patch.setattr("fastcifar.data.containers.DIGESTS", tiny_digests())
@@ -168,7 +168,7 @@ def write_folder(files: Mapping[str, bytes], folder: Path) -> Path:
 
 
 def tar(files: Mapping[str, bytes], folder: str, *more: tarfile.TarInfo, tar_format: int = tarfile.PAX_FORMAT) -> bytes:
-    """An uncompressed tar: the folder, a file nobody asked for, `files`, and the empty members `more`."""
+    """An uncompressed tar: the folder, an unrelated file, `files`, and the empty members `more`."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tar_format) as archive:
         top = tarfile.TarInfo(folder)
@@ -177,7 +177,7 @@ def tar(files: Mapping[str, bytes], folder: str, *more: tarfile.TarInfo, tar_for
         for name, content in {"readme.html": b"<p>CIFAR-10</p>" * 50, **files}.items():
             member = tarfile.TarInfo(f"{folder}/{name}")
             member.size = len(content)
-            member.mtime = 0.5  # a fraction takes an extended header in PAX format
+            member.mtime = 0.5  # a fraction needs an extended header in PAX format
             archive.addfile(member, io.BytesIO(content))
         for member in more:
             archive.addfile(member)
@@ -196,16 +196,16 @@ def special_member(name: str, kind: bytes = tarfile.REGTYPE, target: str = "") -
 
 
 def gzip_of_zeros(num_mib: int, head: bytes = b"") -> bytes:
-    """A gzip file that unpacks to `head` and then `num_mib` MiB of zeros, made without packing them all."""
+    """A gzip file that unpacks to `head` and then `num_mib` MiB of zeros, made without compressing them all."""
     first = zlib.compressobj(1, zlib.DEFLATED, -15)
     start = first.compress(head) + first.flush(zlib.Z_FULL_FLUSH)
     one = zlib.compressobj(1, zlib.DEFLATED, -15)
-    mib = one.compress(bytes(1 << 20)) + one.flush(zlib.Z_FULL_FLUSH)  # after a full flush, a block stands by itself
+    mib = one.compress(bytes(1 << 20)) + one.flush(zlib.Z_FULL_FLUSH)  # after a full flush, a block is independent
     return b"\x1f\x8b\x08" + bytes(7) + start + mib * num_mib
 
 
 def damaged(raw: bytes, data: st.DataObject) -> bytes:
-    """`raw` with a few bytes changed, near its start or its end more often than not, cut, or with some inserted."""
+    """`raw` with a few bytes changed (mostly near its start or end), cut off, or inserted."""
     array = bytearray(raw)
     for _ in range(data.draw(st.integers(1, 4))):
         size = len(array)

@@ -1,4 +1,4 @@
-"""What a figure shows, and runs to draw."""
+"""Read the parts of a figure, and make runs to draw."""
 
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def lines_of(figure: Figure, gid: str) -> list[Line2D]:
 
 
 def build_predictions(num_images: int, wrong: dict[int, float]) -> Predictions:
-    """All right with one confidence, but for some positions, wrong by one class with logits of their own."""
+    """All correct with one confidence, except at the positions in `wrong`: wrong by one class, with these logits."""
     labels = (np.arange(num_images) % 10).astype(np.uint8)
     logits = np.zeros((num_images, 10), np.float32)
     logits[np.arange(num_images), labels] = 2.0

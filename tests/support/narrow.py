@@ -1,4 +1,4 @@
-"""The network with fewer channels, for tests that need a network, but not this one's accuracy."""
+"""The network with fewer channels, for tests that do not need its accuracy."""
 
 from typing import Any
 
@@ -31,5 +31,5 @@ class NarrowResNet18(ResNet):  # type: ignore[misc] # torchvision is not typed
 
 
 def use_narrow_network(patch: pytest.MonkeyPatch, width: int = 8) -> None:
-    """Let models be built with `width` channels in the first stage, and all layers that the real one has."""
+    """Build models with `width` channels in the first stage, and all layers of the real network."""
     patch.setattr(model, "resnet18", lambda weights: NarrowResNet18(width))

@@ -1,4 +1,4 @@
-"""The published project's model, as its recipe states it."""
+"""The published project's model, from its recipe."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torchvision.models import resnet18
 
 
 class MyResnet(nn.Module):
-    """As the recipe states it."""
+    """The model in the recipe."""
 
     def __init__(self) -> None:
         super().__init__()

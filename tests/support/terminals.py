@@ -1,4 +1,4 @@
-"""Terminals that are not there."""
+"""Simulated terminals."""
 
 import sys
 
@@ -6,7 +6,7 @@ import pytest
 
 
 def pretend_terminal(monkeypatch: pytest.MonkeyPatch, width: int, term: str = "xterm-256color") -> None:
-    """Let rich take standard output for a terminal."""
+    """Make rich treat standard output as a terminal."""
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     for name, value in {"TERM": term, "COLUMNS": str(width), "NO_COLOR": ""}.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""A world to train in within a second: 60 images and a narrow network."""
+"""A tiny dataset and network, for training within a second: 60 images and a narrow network."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ def tiny_world(*, has_charts: bool = False) -> Iterator[None]:
     """Train a narrow network on the tiny CIFAR-10.
 
     Args:
-        has_charts: whether runs draw their charts, which takes longer than all else.
+        has_charts: whether runs draw their charts, which takes longer than everything else.
     """
     with containers.tiny_cifar10(), pytest.MonkeyPatch.context() as patch:
         use_narrow_network(patch)

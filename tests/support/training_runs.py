@@ -1,4 +1,4 @@
-"""Tiny trainings in this process, and how two of them are compared."""
+"""Tiny trainings in this process, and comparisons of two of them."""
 
 import json
 import os
@@ -31,7 +31,7 @@ _NOT_THE_RESULT = ("seconds", "img_per_s", "num_workers")
 
 
 class Listener(Callback):
-    """Keeps what it is told; may do something at a step."""
+    """Records the calls; can interrupt the run at a step."""
 
     def __init__(self) -> None:
         self.epochs: list[EpochMetrics] = []
@@ -68,7 +68,7 @@ def run(data: Path, out: Path, listener: Listener | None = None, **choices: Any)
 
 
 def interrupt(data: Path, out: Path, at: tuple[int, int], **choices: Any) -> None:
-    """Train as `run` does, up to Ctrl-C at a step of an epoch."""
+    """Train as `run` does, with Ctrl-C at a step of an epoch."""
     listener = Listener()
     listener.stop_at = at
     with pytest.raises(Interrupted):
@@ -76,14 +76,14 @@ def interrupt(data: Path, out: Path, at: tuple[int, int], **choices: Any) -> Non
 
 
 def without_timings(content: Any) -> Any:
-    """The same, less what depends on the clock."""
+    """The same content without values that depend on the clock."""
     if isinstance(content, dict):
         return {key: without_timings(value) for key, value in content.items() if key not in _NOT_THE_RESULT}
     return [without_timings(item) for item in content] if isinstance(content, list) else content
 
 
 def assert_equal(ours: Any, theirs: Any, where: str) -> None:
-    """Equal to the last bit, tensors too."""
+    """Assert equality to the last bit, also of tensors."""
     if isinstance(ours, torch.Tensor):
         assert ours.dtype == theirs.dtype, where
         assert torch.equal(ours, theirs), where
@@ -96,7 +96,7 @@ def assert_equal(ours: Any, theirs: Any, where: str) -> None:
 
 
 def assert_same_run(run_dir: Path, reference: Path) -> None:
-    """Every file of a finished run equals the reference's, timings aside."""
+    """Assert that every file of a finished run equals the reference's, except for timings."""
     for name in (LAST_FILE, BEST_FILE):
         ours, theirs = (without_timings(load_checkpoint(folder / name)) for folder in (run_dir, reference))
         assert_equal(ours, theirs, name)
