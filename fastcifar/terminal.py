@@ -246,8 +246,11 @@ def show_summary(recipe: Recipe, settings: "Settings", run_dir: Path, results: R
         else "another seed",
     }
     out.print()
-    for name, path in (("run", run_dir), ("weights", run_dir / BEST_FILE), ("charts", run_dir / "charts")):
-        out.print(f"{name:<10}{path}")
+    places = {"run": run_dir, "weights": run_dir / BEST_FILE, "charts": run_dir / "charts"}
+    if not places["charts"].exists():  # they could not be drawn
+        del places["charts"]
+    for name, path in places.items():
+        out.print(f"{name:<10}{one_line(str(path))}")
     for position, (command, purpose) in enumerate(commands.items()):
         line = f"{'' if position else 'next':<10}{command}"
         out.print(f"{line}  # {purpose}" if len(line) + len(purpose) + 4 <= out.width else line)

@@ -30,6 +30,11 @@ PREDICTIONS = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 def summarise(capsys: pytest.CaptureFixture[str], run_dir: str = "runs/x", **choices: Any) -> list[str]:
     capsys.readouterr()
     settings = resolve_settings(get_recipe("adam89"), device="cpu", **choices)
@@ -38,6 +43,7 @@ def summarise(capsys: pytest.CaptureFixture[str], run_dir: str = "runs/x", **cho
 
 
 def test_the_summary_of_a_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("runs/x/charts").mkdir(parents=True)
     assert summarise(capsys) == [
         "",
         "accuracy on 5,000 test images",
@@ -66,8 +72,8 @@ def test_the_summary_of_a_short_run(capsys: pytest.CaptureFixture[str], config: 
         # 55 epochs of 50,000 images at 1,000 a second
         " 50,000 training images. At the 1,000 img/s measured here the full recipe trains for about 0.8 hours."
     )
-    assert lines[11] == "run       my runs/x"
-    assert lines[14:] == [
+    assert lines[11:13] == ["run       my runs/x", "weights   my runs/x/best.pt"]  # and no charts: there are none
+    assert lines[13:] == [
         "next      fastcifar report 'my runs/x'  # everything on one page",
         "          fastcifar evaluate 'my runs/x'  # scores of each class",
         "          fastcifar predict 'my runs/x' PICTURE  # classify your own picture",
