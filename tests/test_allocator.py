@@ -38,7 +38,7 @@ def check() -> None:
 
 
 def test_freed_memory_is_used_again_and_given_back_at_the_end() -> None:
-    """In a process of its own: another's heap may have room enough already."""
+    """In a separate process, because the heap of this one may already have enough room."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ CALIBRATION = Calibration(
 
 
 def bars(figure: Figure, gid: str) -> list[tuple[float, float]]:
-    """Bottom and top of the bars of that name."""
+    """Bottom and top of the bars with this gid."""
     found = [bar for bar in figure.findobj(Rectangle) if isinstance(bar, Rectangle) and bar.get_gid() == gid]
     return [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in found]
 

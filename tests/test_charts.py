@@ -18,7 +18,7 @@ RESULTS_FILE = build_results(0.5, 0.4)
 
 
 def check_pictures(paths: list[Path], folder: Path, names: list[str]) -> None:
-    """These files and no others, each of which can be read."""
+    """Check that the folder has these files and no others, and that each can be read."""
     assert paths == [folder / f"{name}.{suffix}" for name in names for suffix in ("png", "svg")]
     assert sorted(folder.iterdir()) == sorted(paths)
     for path in paths[::2]:

@@ -67,7 +67,7 @@ class Hungry:
 
 
 def test_a_checkpoint_that_asks_for_memory_is_refused(tmp_path: Path) -> None:
-    """torch's own list of harmless calls has this one."""
+    """torch's list of harmless calls contains this one."""
     save_checkpoint(tmp_path / "x.pt", {"model": {}, "x": Hungry()})
     with pytest.raises(FastcifarError, match="is damaged, or not a fastcifar checkpoint"):
         load_checkpoint(tmp_path / "x.pt")
@@ -93,7 +93,7 @@ def test_another_format_or_no_file_is_refused(tmp_path: Path) -> None:
 def test_a_write_that_fails_surfaces_at_the_next_epoch_and_leaves_no_thread(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The epoch that hands a state over goes on at once; the one after it reports what the writer met."""
+    """The epoch that starts a write does not wait for it; the next epoch reports the writer's error."""
     failed = threading.Event()
 
     def save(path: Path, content: dict[str, object]) -> None:

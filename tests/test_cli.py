@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 
 def test_help_is_quick_and_names_the_commands() -> None:
     def seconds(*command: str) -> float:
-        """Of CPU time, which other work on the machine hardly changes."""
+        """CPU time, which other work on the machine hardly changes."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, *command], env=ENVIRONMENT, check=True, capture_output=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -182,7 +182,7 @@ def test_a_folder_that_is_no_source(
 def test_from_nothing_to_a_trained_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the real network and all charts; the published class takes its weights, and finds what the run found."""
+    """With the real network and all charts; the published class loads the weights and gives the run's results."""
     monkeypatch.chdir(tmp_path)
     containers.write_folder(containers.mosaic_files(), tmp_path / "package")
     with containers.tiny_cifar10():

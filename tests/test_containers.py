@@ -40,7 +40,7 @@ def _tiny() -> Iterator[None]:
 
 
 def check(path: Path, form: str) -> None:
-    """Demand the tiny dataset of `path`."""
+    """Check that `path` gives the tiny dataset."""
     dataset = read_local_copy(path)
     np.testing.assert_array_equal(dataset.train_images, TRAIN_IMAGES)
     np.testing.assert_array_equal(dataset.train_labels, TRAIN_LABELS)
@@ -83,7 +83,7 @@ def test_folder_archive_and_parent(form: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_repacked_copies(form: str, tmp_path: Path) -> None:
-    """Only the files of the container count, wherever they are and whatever is beside them."""
+    """Only the files of the container count, in any folder and with any other files beside them."""
     build, _ = FORMS[form]
     folder = tiny.write_folder(build() | {"notes.txt": b"mine", "model.pkl": b"no pickle"}, tmp_path / "x")
     (folder / "data_batch_6").mkdir()

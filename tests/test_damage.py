@@ -1,4 +1,4 @@
-"""Random damage to every file that is read back: it is refused in one line, or what is read is the original.
+"""Random damage to every file that is read back: the file is refused in one line, or the original content is read.
 
 Each damage has its own seed, which a failure's message names. `pytest -o log_cli_level=INFO -o log_cli=true` shows how
 many of each kind were refused and how many were harmless.
@@ -106,7 +106,7 @@ def check_damages(
     remedy: str = "",
     others: Sequence[Path] = (),
 ) -> None:
-    """Damage a file again and again: an error names it (or one of the others) and the remedy, or content is right."""
+    """Damage a file many times: an error names it (or one of the others) and the remedy, or the content is right."""
     refused, harmless, broken = Counter[str](), Counter[str](), []
     for seed in range(num_damages):
         kind, damaged = damage(np.random.default_rng([seed, *path.name.encode()]))
@@ -149,7 +149,7 @@ def pick(rng: Rng, items: Sequence[Item]) -> Item:
 def damage_bytes(
     rng: Rng, content: bytes, parts: Sequence[tuple[int, int]] = (), replacements: Sequence[bytes] = ()
 ) -> Damaged:
-    """Damage a file in one of its parts, (start, end) each; without any, more often near its start and end."""
+    """Damage a file in one of the parts, each (start, end); without parts, more often near its start and end."""
     size = len(content)
     low, high = pick(rng, parts or [(0, min(size, 100)), (0, size), (max(size - 1000, 0), size)])
     kinds = ["bits flipped"] * 3 + ["cut", "appended", "zeroed", "copied", "interrupted"]
@@ -337,7 +337,7 @@ FLOATS = [field.name for field in fields(EpochMetrics) if field.name != "epoch"]
 
 
 def are_sound(metrics: Iterable[EpochMetrics]) -> bool:
-    """Whether every value has its type, lies in float32's range, and accuracies in 0..1."""
+    """Whether every value has its type and float32's range, and accuracies lie in 0..1."""
     return all(
         type(line) is EpochMetrics
         and type(line.epoch) is int

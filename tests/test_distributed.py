@@ -1,4 +1,4 @@
-"""Several processes train as one. What needs ranks of their own is in ranks.py; torchrun starts them here."""
+"""Several processes train as one. Checks that run on every rank are in ranks.py; torchrun starts them here."""
 
 import json
 import os
@@ -76,7 +76,7 @@ def torchrun(num_ranks: int, *arguments: str, cwd: Path, options: tuple[str, ...
 
 
 def finish(process: Any) -> str:
-    """Wait until it ends well; returns what it printed."""
+    """Wait until it ends with exit code 0; returns its output."""
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     return str(output)
@@ -133,7 +133,7 @@ def test_loaders_give_a_ranks_share(kind: str, tiny_data: Path) -> None:
 
 @pytest.mark.slow
 def test_two_nodes_train_a_run(tiny_data: Path, tmp_path: Path) -> None:
-    """Two launchers over the loopback; and a rank killed in a job that may restart changes nothing."""
+    """Two launchers over the loopback; in a job that may restart, killing a rank does not change the results."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
@@ -154,7 +154,7 @@ def test_two_nodes_train_a_run(tiny_data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ranks_train_several_seeds(tiny_data: Path, tmp_path: Path) -> None:
-    """And more of them later: those that are finished stay as they are."""
+    """A second call trains more seeds, and does not change finished ones."""
     command = [script("tiny_fastcifar"), "repeat", *TRAIN[1:], "--epochs", "1", "--out", "seeds"]
     for num_seeds, states in ((2, ["new"] * 2), (3, ["finished"] * 2 + ["new"])):
         output = finish(torchrun(2, *command, "--seeds", str(num_seeds), cwd=tmp_path))

@@ -44,7 +44,7 @@ def check(dataset: Dataset, source: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    """Neither a network nor npm, nor the user's own cache."""
+    """Take away the network, npm and the user's cache."""
     if request.node.get_closest_marker("network"):
         return
     monkeypatch.setenv("no_proxy", "*")
@@ -62,7 +62,7 @@ MD5_OF_A_PAGE = hashlib.md5(b"a page").hexdigest()
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """An official site on this machine. What it answers with can be changed."""
+    """A local server in place of the official site. Its answer can be changed."""
     answer: dict[str, Any] = {"status": 200, "body": OFFICIAL, "length": None, "requests": 0}
 
     class Handler(http.server.BaseHTTPRequestHandler):

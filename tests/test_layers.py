@@ -1,4 +1,4 @@
-"""Rooms import only downwards; the package imports nothing that lies beside it."""
+"""Sub-packages import only downwards; the package imports no other folder of this repository."""
 
 import ast
 from pathlib import Path

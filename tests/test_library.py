@@ -1,4 +1,4 @@
-"""What `import fastcifar` gives to a script."""
+"""The public names of `import fastcifar`."""
 
 import re
 import subprocess

@@ -152,7 +152,7 @@ def test_streaming_keeps_torchs_thread_count(tiny_data: Path) -> None:
 
 
 def test_copies_to_cuda_have_a_stream_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for what, with torch.cuda replaced by a recorder: no GPU takes part."""
+    """The order of waits, with torch.cuda replaced by a recorder; needs no GPU."""
     log: list[str] = []
 
     class Event:
@@ -224,7 +224,7 @@ def test_resident_on_cuda_gives_the_cpus_batches() -> None:
 
 @pytest.mark.gpu
 def test_streamed_to_cuda_equals_resident(tiny_data: Path) -> None:
-    """The device is kept busy before each copy, so the host would run far ahead of it if nothing held it back."""
+    """The device is kept busy before each copy, so the host would run far ahead if it did not wait."""
     planner = build_planner(batch_size=2)
     streamed = build_streamed(tiny_data, planner, torch.device("cuda"))
     resident = build_resident(planner)

@@ -62,7 +62,7 @@ def test_confusions_are_sorted_and_only_mistakes() -> None:
 
 
 def build_logits(*rows: dict[int, float]) -> NDArray[np.float32]:
-    """Logits of which each row's softmax has these probabilities, the rest shared by the other classes."""
+    """Logits whose softmax has these probabilities in each row; the other classes share the rest."""
     probabilities = np.zeros((len(rows), 10))
     for row, given in zip(probabilities, rows, strict=True):
         row[:] = (1 - sum(given.values())) / (10 - len(given))

@@ -18,7 +18,7 @@ RED, WHITE = [255, 0, 0], [255, 255, 255]
 
 
 def load_image(path: Path) -> Images:
-    """Of a picture about which nothing had to be assumed."""
+    """Load a picture for which nothing had to be assumed."""
     picture = load_picture(path)
     assert picture.note == ""
     assert picture.image is not None

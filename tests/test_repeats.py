@@ -14,7 +14,7 @@ from fastcifar.results.strip_plot import draw_seeds, write_seeds
 
 
 def write_seed(folder: Path, seed: int, accuracy: float, **config: Any) -> Path:
-    """A finished run of 10 epochs: clean accuracy as given, augmented 2 points below, official test 1 point above."""
+    """A finished run of 10 epochs: clean accuracy as given, augmented 2 points lower, official test 1 point higher."""
     results = build_results(accuracy, accuracy - 0.02)
     results = replace(results, test10k_accuracy=accuracy + 0.01, seconds=100.0 + seed)
     return write_run(folder / f"seed-{seed}", build_metrics(10), results, seed=seed, **config)

@@ -25,7 +25,7 @@ def metrics(epoch: int, val_accuracy: float) -> EpochMetrics:
 
 
 class Clock:
-    """Stands still unless told."""
+    """Advances only when it is set."""
 
     def __init__(self) -> None:
         self.now = 1000.0

@@ -96,7 +96,7 @@ def _t_tail(t: float, freedom: float) -> float:
 
 
 def _t_quantile(freedom: float) -> float:
-    """Where that share is 2.5%, by bisection."""
+    """The t at which that share is 2.5%, by bisection."""
     low, high = 1.0, 10.0
     while high - low > 1e-8:
         middle = (low + high) / 2

@@ -1,4 +1,4 @@
-"""Runs that version 0.1 wrote still resume, evaluate, and are drawn and reported. They are stored in tests/data."""
+"""Runs of version 0.1 can still be resumed, evaluated, drawn and reported. They are stored in tests/data."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def test_a_finished_run(tiny_data: Path, tmp_path: Path) -> None:
 
 
 def test_a_stopped_run_goes_on(tiny_data: Path, tmp_path: Path) -> None:
-    """To the end of the one that was never stopped; another CPU may sum in another order."""
+    """It ends like the uninterrupted run, up to rounding: another CPU may sum in another order."""
     run = Path(shutil.copytree(STORED / "stopped", tmp_path / "run"))
     settings, _ = resume_training(run, tiny_data)
     assert (settings.num_train_images, settings.num_eval_images, settings.recipe.epochs) == (40, 10, 4)

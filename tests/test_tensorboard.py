@@ -32,7 +32,7 @@ class Broken(Callback):
 
 
 def tell(callback: Callback, run_dir: Path, metrics: Sequence[EpochMetrics], num_finished: int = 0) -> None:
-    """What a run tells from its beginning to its end."""
+    """Make all calls of a run, from its beginning to its end."""
     callback.on_run_begin(run_dir, {"recipe": "adam89"})
     callback.on_train_begin(len(metrics), 5, 8, metrics[:num_finished])
     for line in metrics[num_finished:]:

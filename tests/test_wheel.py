@@ -1,4 +1,4 @@
-"""A wheel built from this tree works in an environment that does not know the tree."""
+"""A wheel built from this tree works in an environment without access to the tree."""
 
 import shutil
 import subprocess
