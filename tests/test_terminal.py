@@ -96,7 +96,7 @@ def test_the_summary_fits_a_terminal(
     assert max(map(len, lines[:start])) <= width
     # Commands stay whole, to be copied.
     command = "          fastcifar predict runs/x PICTURE"
-    assert lines[start + 5] == command + ("" if width == 40 else "  # classify your own picture")
+    assert lines[start + 4] == command + ("" if width == 40 else "  # classify your own picture")
 
 
 TABLE = (["name", "first", "n"], [["a [b]", "four", "1"], ["\N{CAT FACE} c", "x" * 12, "22"]])
