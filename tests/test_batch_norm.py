@@ -7,12 +7,9 @@ from typing import Any
 import pytest
 import torch
 from support.command_line import ENVIRONMENT, PROGRAMS
+from support.interpreter import needs_interpreter  # before what imports Triton: it skips the module where there is none
 from torch import Tensor
 from torch.nn import functional
-
-pytest.importorskip("triton", reason="torch for the CPU has no Triton")
-
-from support import batch_norm_errors
 
 from fastcifar.kernels.batch_norm_triton import batch_norm
 
@@ -42,6 +39,7 @@ def assert_small(errors: dict[str, float], *, is_bf16: bool, has_more: bool, num
         assert error <= num_roundings * 2**-7 + 3 * (10 + num_rows**0.5) * 2**-24, name
 
 
+@needs_interpreter
 def test_the_kernels_in_tritons_interpreter_equal_torch_in_float64() -> None:
     found = run("interpreted_batch_norm.py")
     assert len(found) == 8 + 2 + 5
@@ -56,6 +54,8 @@ def test_the_kernels_in_tritons_interpreter_equal_torch_in_float64() -> None:
 def test_the_kernels_on_a_gpu_equal_torch_in_float64(
     shape: tuple[int, ...], dtype: torch.dtype, has_residual: bool, has_relu: bool, has_more: bool
 ) -> None:
+    from support import batch_norm_errors
+
     with torch.device("cuda"):
         errors = batch_norm_errors.errors(shape, dtype, has_residual, has_relu, has_more)
     num_rows = shape[0] * shape[2] * shape[3]

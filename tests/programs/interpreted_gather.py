@@ -1,0 +1,113 @@
+"""Print how many images the H100's gather gets wrong, of one for each angle level, when Triton's interpreter runs it.
+
+The kernels are those that Inductor generates for a compiled step. A process of its own, because generating them changes
+torch, and Triton reads TRITON_INTERPRET where a kernel is defined. Two minutes on one core.
+"""
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import numpy as np
+import torch
+from support.codegen import generated_code
+from torch import Tensor
+
+from fastcifar.pipeline.augment import NUM_LEVELS, affine_coeffs, sample_augmentation
+from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader
+from fastcifar.recipes import get_recipe
+from fastcifar.training.trainer import Trainer
+
+BATCH_SIZE, NUM_IMAGES, BLOCK = 2048, 1000, 1 << 20  # the largest block that Triton allows
+
+
+class AllLevels(EpochPlanner):
+    """An epoch that rotates by every angle level once, each with a crop and a flip of its own."""
+
+    def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
+        params = replace(sample_augmentation(42, epoch, self.indices), angle_level=self.indices)
+        return self.indices % NUM_IMAGES, affine_coeffs(params)
+
+
+def define(source: str, folder: Path) -> dict[str, Any]:
+    """The kernels of a generated module by name, for the interpreter."""
+    kernels = {}
+    for name, body in re.findall(
+        r"^(\w+) = async_compile\.triton\('\w+', '''(.*?)''', device_str", source, re.S | re.M
+    ):
+        code = re.sub(r"@triton_heuristics\.\w+\(.*?\n\)\n(?=@triton\.jit)", "", body, flags=re.S)
+        code = code.replace("triton_helpers.set_driver_to_gpu()", "")
+        path = folder / f"{name}.py"
+        path.write_text(code, encoding="utf-8")  # Triton reads a kernel's source
+        spec = util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        kernels[name] = getattr(module, name)
+    return kernels
+
+
+class Launcher:
+    """A kernel, called as generated code does."""
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+
+    def run(self, *values: Any, stream: Any) -> None:
+        pairs = zip(self._kernel.arg_names, values, strict=False)
+        grid = sum(math.ceil(value.numel() / BLOCK) for name, value in pairs if name.startswith("out_ptr"))
+        self._kernel[(grid,)](*values, XBLOCK=BLOCK)
+
+
+def build_call(source: str, kernels: dict[str, Any]) -> Callable[[None, list[Tensor]], list[Tensor]]:
+    """The generated module's `call`, whose launches are interpreted."""
+    body = source[source.index("def call(self, args)") :].split("\nrunner =")[0]
+    body = re.sub(r"^ +(assert_size|torch\.cuda\.set_device|raw_stream).*\n", "", body, flags=re.M)
+    body = re.sub(r"^( +)with torch\.cuda\._DeviceGuard\(0\):", r"\1if True:", body, flags=re.M)
+
+    namespace: dict[str, Any] = {
+        "torch": torch,
+        "empty_strided_cuda": lambda size, stride, dtype: torch.empty_strided(size, stride, dtype=dtype),
+        "reinterpret_tensor": torch.as_strided,
+        "copy_if_misaligned": lambda tensor: tensor,
+        "raw_stream0": 0,
+    } | {name: Launcher(kernel) for name, kernel in kernels.items()}
+    exec(body, namespace)
+    call: Callable[[None, list[Tensor]], list[Tensor]] = namespace["call"]
+    return call
+
+
+def main() -> None:
+    images = torch.from_numpy(np.random.default_rng(1).integers(1, 256, (NUM_IMAGES, 32, 32, 3), np.uint8))
+    planner = AllLevels(torch.arange(NUM_LEVELS), BATCH_SIZE, seed=42, padding=4, max_angle_deg=15)
+    loader = ResidentLoader(images, torch.arange(NUM_IMAGES) % 10, planner)
+    with generated_code() as graphs, tempfile.TemporaryDirectory() as folder:
+        recipe = replace(get_recipe("sgd92"), global_batch_size=BATCH_SIZE)
+        trainer = Trainer(recipe, torch.device("cpu"), precision="fp32", compile=True)
+        trainer._read(loader, torch.zeros(1, dtype=torch.int64))
+        (graph,) = graphs
+        call = build_call(graph.source, define(graph.source, Path(folder)))
+        num_images = num_wrong = 0
+        for step in loader.epoch(0):
+            index = torch.tensor([step])
+            rows = loader._order, loader._coeffs, loader._epoch_labels
+            inputs, labels = call(None, [index, *rows, images, trainer.mean, trainer.std])
+            expected, expected_labels = loader.read(index)
+            pixels = ((inputs.permute(0, 2, 3, 1) * trainer.std + trainer.mean) * 255).round().to(torch.uint8)
+            num_wrong += int((pixels != expected).flatten(1).any(1).sum()) + int((labels != expected_labels).sum())
+            num_images += len(inputs)
+    print(json.dumps({"images": num_images, "wrong": num_wrong}))
+
+
+if __name__ == "__main__":
+    main()
