@@ -265,7 +265,8 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     """Print the result of `evaluation.evaluate_split`."""
     out = plain_console()
     low, high = evaluation.interval_95
-    how_long = f", {evaluation.num_epochs} epochs" if evaluation.num_epochs else ""  # unknown for plain weights
+    plural = "" if evaluation.num_epochs == 1 else "s"
+    how_long = f", {evaluation.num_epochs} epoch{plural}" if evaluation.num_epochs else ""  # unknown for plain weights
     out.print(f"{one_line(evaluation.checkpoint)}: {evaluation.recipe}{how_long}")
     _print_text(
         out,

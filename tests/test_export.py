@@ -98,7 +98,7 @@ def test_the_weights_are_torchvisions_and_the_card_says_what_they_reach(tiny: Pa
     assert f"| clean, these weights in float32 | {accuracy:.2%} (95% interval " in card
     augmented = read_results(tiny / "run").best.test_accuracy_augmented
     assert f"| augmented as in training, in fp32 | {augmented:.2%} |" in card
-    assert "1 epochs of 40 of 40 training images, batch size 8, seed 42" in card
+    assert "epochs: 1; training images: 40 of 40; batch size: 8; seed: 42" in card
     config = json.loads((tiny / "run" / "hub" / "config.json").read_text())
     assert (config["id2label"]["3"], config["label2id"]["cat"], config["mean"]) == ("cat", 3, [0.5, 0.5, 0.5])
 

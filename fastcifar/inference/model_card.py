@@ -53,7 +53,7 @@ def classify(images):
 
 ## Training
 
-- {epochs} epochs of {num_train_images:,} of {num_train:,} training images, batch size {batch_size}, seed {seed}
+- epochs: {epochs}; training images: {num_train_images:,} of {num_train:,}; batch size: {batch_size}; seed: {seed}
 - {optimizer}, learning rate {learning_rate:g}, weight decay {weight_decay:g}, schedule {schedule}
 - each image cropped (padding {padding}), mirrored and rotated (up to {max_angle_deg:g} degrees) at random
 - {precision} on {device_name}, by fastcifar {version}
