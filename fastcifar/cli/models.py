@@ -20,7 +20,9 @@ from fastcifar.errors import ArgumentError, one_line
     help="test10k is val and test together, the official test set.",
 )
 @click.option("--augmented", is_flag=True, help="Augment the images, as the published project very likely did.")
-@click.option("--tta", is_flag=True, help="Average each image and its mirror image (test-time augmentation).")
+@click.option(
+    "--tta", is_flag=True, help="Average the logits of each image and its mirror image (test-time augmentation)."
+)
 @click.option(
     "--images", "num_images", type=click.IntRange(1, 5000), help="Images of each half, chosen as by --eval-images."
 )

@@ -31,7 +31,7 @@ _WITH_FOLDERS = ("folders", "out", "paired", "target_accuracy", "quiet")
 @click.option("--out", type=PATH, help="Run directory.  [default: runs/RECIPE-TIME]")
 @click.option("--seed", type=int, help="Seed of initialisation, order and augmentation.  [default: the recipe's]")
 @training_options
-@click.option("--quiet", "-q", is_flag=True, help="Print only errors, and at the end the run directory.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only warnings, errors and, at the end, the run directory.")
 def train(
     recipe_name: str | None,
     run_dir: Path | None,
@@ -121,13 +121,20 @@ def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
 @click.command(short_help="Train several seeds, with statistics.")
 @click.argument("folders", metavar="[FOLDER [FOLDER]]", nargs=-1, type=PATH)
 @click.option(
-    "--recipe", "recipe_names", type=click.Choice(list(RECIPES)), multiple=True, help="One, or two to compare."
+    "--recipe", "recipe_names", type=click.Choice(list(RECIPES)), multiple=True, help="A recipe, or two to compare."
 )
-@click.option("--seeds", "num_seeds", type=click.IntRange(1, 1000), default=5, show_default=True, help="42, 43, ...")
+@click.option(
+    "--seeds",
+    "num_seeds",
+    type=click.IntRange(1, 1000),
+    default=5,
+    show_default=True,
+    help="Number of seeds: 42, 43, ...",
+)
 @click.option(
     "--out",
     type=PATH,
-    help="Folder to fill or continue.  [default: runs/RECIPE-seeds; for a comparison seeds-compared]",
+    help="Folder to fill or continue.  [default: runs/RECIPE-seeds; for two recipes seeds-compared]",
 )
 @click.option("--paired", is_flag=True, help="Compare seed by seed, for the seeds that both have.")
 @click.option(
@@ -136,7 +143,7 @@ def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
     help="Count the epochs to this validation accuracy, 0 to 1.",
 )
 @training_options
-@click.option("--quiet", "-q", is_flag=True, help="Print only errors, and at the end the folder.")
+@click.option("--quiet", "-q", is_flag=True, help="Print only warnings, errors and, at the end, the folder.")
 def repeat(
     folders: tuple[Path, ...],
     recipe_names: tuple[str, ...],
