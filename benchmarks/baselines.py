@@ -1,7 +1,7 @@
-"""What people use instead: the same recipe as a notebook, tuned PyTorch, stock FFCV and resident eager code have it.
+"""Alternatives to compare with: the same recipe as a notebook, in tuned PyTorch, stock FFCV and resident eager code.
 
-Each is written as a careful user of that approach would, and each trains the same network by the same optimizer. A
-contender offers `batches()` and `step()`; whoever measures decides how many steps it takes.
+Each is written as a careful user of that approach would write it, and trains the same network with the same optimizer.
+A contender has `batches()` and `step()`; the benchmark decides how many steps it takes.
 """
 
 import functools
@@ -61,7 +61,7 @@ class FastCifar(Contender):
         num_workers: int,
         convolution: str = "auto",
     ) -> None:
-        compiles = torch.backends.cudnn.benchmark = device.type == "cuda"  # as `train.train_model` sets it
+        compiles = torch.backends.cudnn.benchmark = device.type == "cuda"  # as training sets it
         chosen = choose_convolution(convolution, device, precision)
         self._trainer = Trainer(recipe, device, precision=precision, compile=compiles, convolution=chosen)
         self._recipe, self._device, self._epoch = recipe, device, 0
@@ -89,7 +89,7 @@ class FastCifar(Contender):
         )
 
     def batches(self) -> Generator[tuple[int]]:
-        """The loader's own epoch, a new one at each call, with the memory setting that training has on a CPU."""
+        """The loader's next epoch, with the memory setting that training uses on a CPU."""
         self._trainer.begin_epoch()
         self._epoch += 1
         with freed_memory_kept(self._device.type):
@@ -97,7 +97,7 @@ class FastCifar(Contender):
                 yield (step,)
 
     def step(self, _: int) -> None:
-        """The trainer's own step, which reads the loader's batch itself."""
+        """The trainer's step, which reads the loader's batch itself."""
         self._trainer.step(self._loader)
         self._num_steps += 1
 
@@ -110,7 +110,7 @@ class FastCifar(Contender):
 
 
 class _Notebook(Contender):
-    """What the alternatives share: the model, its optimizer in default form, a plain step."""
+    """The common parts of the alternatives: the model, its optimizer in default form, a plain step."""
 
     def __init__(self, recipe: Recipe, device: torch.device, *, is_tuned: bool, precision: str) -> None:
         self.device, self.recipe, self._is_tuned = device, recipe, is_tuned
@@ -131,7 +131,7 @@ class _Notebook(Contender):
         self.model.train()
 
     def step(self, images: Tensor, labels: Tensor) -> None:
-        """Forward, loss, backward, update; the tuned one keeps the running loss on the device."""
+        """Forward, loss, backward, update; the tuned form keeps the running loss on the device."""
         images = images.to(self.device, non_blocking=self._is_tuned)
         labels = labels.to(self.device, non_blocking=self._is_tuned)
         if self._is_tuned:
@@ -157,7 +157,7 @@ class _Notebook(Contender):
 
 
 class _PilImages(Dataset[tuple[Tensor, int]]):
-    """What `torchvision.datasets.CIFAR10` does with its arrays, over ours."""
+    """Like `torchvision.datasets.CIFAR10`, but with our arrays."""
 
     def __init__(self, split: Split, transform: transforms.Compose) -> None:
         self._images, self._labels, self._transform = split.images, split.labels.tolist(), transform
@@ -199,12 +199,12 @@ class DataLoaderContender(_Notebook):
         )
 
     def batches(self) -> Generator[Batch]:
-        """The DataLoader's."""
+        """The DataLoader's batches."""
         yield from self._loader
 
 
 class StockFfcv(_Notebook):
-    """FFCV's own CPU pipeline, as its CIFAR example has it, with the tuned network. It has no rotation."""
+    """FFCV's CPU pipeline from its CIFAR example, with the tuned network. It has no rotation."""
 
     def __init__(
         self,
@@ -227,7 +227,7 @@ class StockFfcv(_Notebook):
             from ffcv.transforms import RandomHorizontalFlip, RandomTranslate, Squeeze, ToDevice, ToTensor, ToTorchImage
 
             to_device = [ToDevice(device, non_blocking=True)] if device.type == "cuda" else []
-            # On the CPU channels-last is how the images lie already; FFCV's example converts and normalises last.
+            # On the CPU the images are already channels-last; FFCV's example converts and normalises last.
             image = [SimpleRGBImageDecoder(), RandomHorizontalFlip(), RandomTranslate(padding=recipe.padding)]
             self._loader = FfcvLoader(
                 str(beton_path(data_dir, "train")),
@@ -247,7 +247,7 @@ class StockFfcv(_Notebook):
         self._std = torch.tensor(recipe.std, device=device).view(1, 3, 1, 1)
 
     def batches(self) -> Generator[Batch]:
-        """FFCV's; its thread is ended by hand when the epoch is left early, which FFCV itself does not do."""
+        """FFCV's batches; if the epoch is left early, its thread is ended here, because FFCV does not end it."""
         num_threads = torch.get_num_threads()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -265,7 +265,7 @@ class StockFfcv(_Notebook):
 
 
 class ResidentEager(_Notebook):
-    """Data on the device and batched augmentation by `grid_sample`, eager, in the manner of airbench."""
+    """Data on the device and batched augmentation with `grid_sample`, eager, in the style of airbench."""
 
     def __init__(self, recipe: Recipe, split: Split, device: torch.device, *, precision: str) -> None:
         super().__init__(recipe, device, is_tuned=True, precision=precision)
@@ -297,7 +297,7 @@ class ResidentEager(_Notebook):
         cos, sin = angle.cos(), angle.sin()
         theta = torch.stack([flip * cos, flip * -sin, shift_x / 16, sin, cos, shift_y / 16], dim=1).view(-1, 2, 3)
         grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-        # Outside is sampled as 0: shift by black, so that it comes out black.
+        # Pixels outside are sampled as 0: shift by black, so that they become black.
         moved = functional.grid_sample(images - self._black, grid, mode="nearest", align_corners=False)
         return moved + self._black
 
@@ -326,17 +326,17 @@ class Approach(NamedTuple):
     """A contender's kind.
 
     Attributes:
-        note: what it is, in a line that names the precision.
-        build: from a recipe with the batch size to measure; the split to train on, the first images of the training
-            set; the prepared data it is from; the device; the precision of all but the published one; and the loaders'
-            workers.
+        note: a description in one line that names the precision.
+        build: builds it from a recipe with the batch size to measure; the split to train on, the first images of the
+            training set; the data folder of the split; the device; the precision of all but the published one; and
+            the number of the loaders' workers.
     """
 
     note: str
     build: Build
 
 
-TORCH_CONVOLUTIONS = "fastcifar, torch convolutions"  # on a GPU all have them
+TORCH_CONVOLUTIONS = "fastcifar, torch convolutions"  # on a GPU all contenders use these
 CONTENDERS = {
     "published": Approach("DataLoader, PIL; eager, fp32, NCHW", _dataloader(is_tuned=False)),
     "tuned PyTorch": Approach(

@@ -1,13 +1,16 @@
-"""What a benchmark measures in its time: contenders are left out, but a valid measurement is never cut short."""
+"""Plans what a benchmark measures in its time: contenders may be left out, but a valid measurement is not shortened."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-NUM_ROUNDS, MIN_STEPS = 3, 2  # of a valid measurement: interleaved rounds, and timed steps of each contender in one
+NUM_ROUNDS, MIN_STEPS = (
+    3,
+    2,
+)  # the least for a valid measurement: interleaved rounds, and timed steps of each contender per round
 USUAL_S = 300.0
 _MAX_STEPS = 50
-_BUILD_S = 8.0  # of a contender: its process, its imports, its data
-# Left out in this order where time is short; before them all recipes but the first.
+_BUILD_S = 8.0  # for a contender's process, imports and data
+# Left out in this order if time is short, after all recipes but the first.
 _DISPENSABLE = ("resident eager", "stock FFCV", "fastcifar streamed", "published", "fastcifar, torch convolutions")
 
 
@@ -16,11 +19,11 @@ class Plan:
     """What to measure.
 
     Attributes:
-        recipes: by name.
-        contenders: by name.
-        left_out: recipes and contenders, by name.
-        least_s: that a valid measurement takes, as estimated.
-        seconds: to be spent.
+        recipes: names of the recipes.
+        contenders: names of the contenders.
+        left_out: names of recipes and contenders that are left out.
+        least_s: estimated seconds of a valid measurement.
+        seconds: the seconds to spend.
     """
 
     recipes: tuple[str, ...]
@@ -36,15 +39,15 @@ def make_plan(
     """Choose what to measure.
 
     Args:
-        step_s: what a step takes, as estimated, of each contender.
-        recipes: wanted, by name.
-        rounds: interleaved ones.
-        given_s: the time there is; None for five minutes, or what a valid measurement of everything takes.
+        step_s: estimated seconds of each contender's step.
+        recipes: names of the requested recipes.
+        rounds: the number of interleaved rounds.
+        given_s: the available time; None for five minutes, or the time of a valid measurement of everything.
     """
     contenders, chosen, left_out = list(step_s), list(recipes), []
 
     def least_s() -> float:
-        # A round has a step that is not timed; the one that warms up has one that is.
+        # Every round has one step that is not timed; the warm-up round has one that is.
         num_steps = 2 + rounds * (1 + MIN_STEPS)
         return len(chosen) * sum(_BUILD_S + num_steps * step_s[name] for name in contenders)
 
@@ -60,5 +63,5 @@ def make_plan(
 
 
 def steps_of_round(step_s: float, round_s: float) -> int:
-    """How many steps to time in a contender's share of a round, besides the one that is not timed."""
+    """How many steps to time in a contender's share of a round, besides the first, which is not timed."""
     return max(MIN_STEPS, min(_MAX_STEPS, int(round_s / step_s) - 1))

@@ -1,9 +1,9 @@
-"""Every convolution of the network alone, in each pass, by each implementation there is.
+"""Times every convolution of the network alone, in each pass, with each available implementation.
 
     python benchmarks/convolutions.py
 
-Their shortest times, summed over the network, are the time of a step in which all else is free: its true ceiling. On a
-CPU the last line is what `fastcifar/training/convolution.py` records as measured: where Winograd's passes are faster.
+The sum of the shortest times over the network is the time of a step if everything else took none: the true ceiling. On
+a CPU the last line is the table for `fastcifar/training/convolution.py`: the passes in which Winograd's is faster.
 """
 
 import time
@@ -34,12 +34,12 @@ class Layer(NamedTuple):
     size: int
 
     def describe(self) -> str:
-        """For a table."""
+        """Describe it for a table."""
         return f"{self.in_channels}-{self.out_channels}, {self.kernel}x{self.kernel}/{self.stride} @ {self.size}"
 
 
 def find_layers() -> Counter[Layer]:
-    """The network's convolutions, and how many it has of each."""
+    """The network's convolutions, and the number of each."""
     found: Counter[Layer] = Counter()
 
     def note(module: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
@@ -60,14 +60,14 @@ def measure_convolutions(device: torch.device, precision: str, batch_size: int, 
     """Time the convolutions of a step.
 
     Args:
-        device: where.
+        device: the device to measure.
         precision: "bf16" or "fp32", of images; weights are cast to it before.
-        batch_size: images a step.
-        seconds: for each shape and pass, at least; each implementation takes its turn three times at least.
+        batch_size: images per step.
+        seconds: the least time for each shape and pass; each implementation takes at least three turns.
 
     Returns:
-        `rows` (each with the milliseconds of one convolution by `implementation`), and of all convolutions of a step
-        `ms` and `img_per_s` by the best implementation of each, and `torch_img_per_s` by torch's channels-last ones.
+        `rows` (each with the milliseconds of one convolution by `implementation`), and for all convolutions of a step
+        `ms` and `img_per_s` with the best implementation of each, and `torch_img_per_s` with torch's channels-last.
     """
     rows = []
     with freed_memory_kept(device.type):
@@ -89,7 +89,7 @@ Works = dict[str, Callable[[], object]]  # by implementation
 
 
 def _build_work(layer: Layer, device: torch.device, precision: str, batch_size: int) -> dict[str, Works]:
-    """What to time, by pass."""
+    """The functions to time, by pass."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     padding, out_size = layer.kernel // 2, layer.size // layer.stride
 
@@ -154,11 +154,11 @@ def show(measured: dict[str, Any]) -> None:
         rows.append([f"{row['count']} x {layer.describe()}", PASSES[row["pass"]], *times, best, rate])
     print_table("", ["convolution", "pass", *(f"{kind}, ms" for kind in kinds), "best", "GFLOP/s"], rows)
     print(f"all of a step: {measured['ms']:.0f} ms, {measured['img_per_s']:,.1f} img/s; ", end="")
-    print(f"by torch's channels-last ones alone: {measured['torch_img_per_s']:,.1f} img/s")
+    print(f"with torch's channels-last ones alone: {measured['torch_img_per_s']:,.1f} img/s")
 
 
 def to_table(rows: list[dict[str, Any]]) -> str:
-    """The shapes and passes in which Winograd's algorithm took less time than torch's; "torch" if it was in none."""
+    """The shapes and passes in which Winograd's algorithm took less time than torch's; "torch" if there is none."""
     entries: dict[str, str] = {}
     for row in rows:
         if "winograd" in row["ms"] and row["ms"]["winograd"] < row["ms"]["torch"]:
@@ -171,7 +171,7 @@ def to_table(rows: list[dict[str, Any]]) -> str:
 @click.option("--device", "device_name", default="auto", show_default=True)
 @click.option("--precision", type=click.Choice(["bf16", "fp32"]), help="[default: as training chooses]")
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--seconds", default=2.0, show_default=True, help="For each shape and pass, at least.")
+@click.option("--seconds", default=2.0, show_default=True, help="Least time for each shape and pass.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write all times here.")
 def main(device_name: str, precision: str | None, batch_size: int, seconds: float, out: Path | None) -> None:
     """Measure, print and write."""

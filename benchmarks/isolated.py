@@ -1,6 +1,6 @@
-"""A contender in a process of its own, so that none gains or loses by what another did to its process.
+"""A contender in a separate process, so that contenders do not influence each other.
 
-On a CPU it matters: how a process's allocator was used before decides whether a step's memory is mapped again.
+On a CPU this matters: earlier use of a process's allocator decides whether a step's memory is mapped again.
 """
 
 import multiprocessing
@@ -20,7 +20,7 @@ from fastcifar.data.folder import Split
 from fastcifar.recipes import Recipe
 
 _WARM_STEPS = 1  # of a round on a CPU
-_PATIENCE_S = 300.0  # stock FFCV waits without end for a thread that failed
+_PATIENCE_S = 300.0  # stock FFCV waits forever for a thread that failed
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class Task:
-    """What a contender is to train."""
+    """The task of a contender."""
 
     recipe: Recipe
     split: Split
@@ -45,7 +45,7 @@ class Task:
 
 
 class IsolatedContender:
-    """A process that builds a contender and times its rounds when told to; it sleeps between them."""
+    """A process that builds a contender and times its rounds on request; it sleeps between them."""
 
     def __init__(self, name: str) -> None:
         context = multiprocessing.get_context("spawn")
@@ -53,17 +53,17 @@ class IsolatedContender:
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, name))
         self._process.start()
-        theirs.close()  # so that its end is noticed here
+        theirs.close()  # so that the end of the process is noticed here
 
     def begin(self, task: Task) -> None:
-        """Let it build; `wait` for it."""
+        """Start building; `wait` waits for it."""
         self._send(task)
 
     def wait(self) -> Any:
-        """Its answer to what it was told last.
+        """Wait for the answer to the last request.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: the request failed.
         """
         if not self._connection.poll(_PATIENCE_S):
             raise RuntimeError(f"{self._name}: no answer in {_PATIENCE_S} s")
@@ -76,7 +76,7 @@ class IsolatedContender:
         return answer
 
     def time_round(self, num_steps: int | None) -> Timing:
-        """Train for so many steps, or for an epoch."""
+        """Train for `num_steps` steps, or for an epoch."""
         self._send(num_steps)
         timing: Timing = self.wait()
         return timing
@@ -105,7 +105,7 @@ def _serve(connection: Connection, name: str) -> None:
             return
         try:
             if isinstance(order, Task):
-                task, contender = order, None  # the former one's memory is free before the next one is built
+                task, contender = order, None  # free the former contender's memory before building the next
                 torch._dynamo.reset()
                 contender = CONTENDERS[name].build(
                     task.recipe,
@@ -129,8 +129,8 @@ def _serve(connection: Connection, name: str) -> None:
 def time_epoch(contender: Contender, batch_size: int, device: torch.device, num_steps: int | None) -> Timing:
     """Train for an epoch, or for a few steps of one.
 
-    On a GPU the wait for data is what passes on the device's own clock between the end of a step and the moment its
-    next batch is there; on a CPU it is what the training thread spends on getting it.
+    On a GPU the wait for data is the time on the device's clock from the end of a step until its next batch is there;
+    on a CPU it is the time that the training thread spends on getting the batch.
     """
     is_cuda = device.type == "cuda"
     marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
@@ -165,7 +165,7 @@ def time_epoch(contender: Contender, batch_size: int, device: torch.device, num_
         seconds = time.perf_counter() - start
     if is_cuda:
         waiting = sum(before.elapsed_time(after) for before, after in marks) / 1e3
-        peak_bytes = torch.cuda.max_memory_reserved(device)  # a graph's own memory never counts as allocated
+        peak_bytes = torch.cuda.max_memory_reserved(device)  # a graph's memory never counts as allocated
     else:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         peak_bytes = int(status.split("VmHWM:")[1].split()[0]) * 1024

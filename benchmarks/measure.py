@@ -1,4 +1,4 @@
-"""What the benchmarks share: images, the ceiling of a device, timing, the machine's description, results on disk."""
+"""Common parts of the benchmarks: images, a device's ceiling, timing, the machine's description, results on disk."""
 
 import datetime
 import functools
@@ -20,7 +20,7 @@ from fastcifar.files import write_json
 from fastcifar.machine import cpu_flags, describe_environment
 from fastcifar.training.device import is_bf16_fast
 
-# Of the model, forward and backward, without the data gradient of the first convolution: counted from its layers.
+# Of the model, forward and backward, without the input gradient of the first convolution; counted from its layers.
 GFLOP_PER_IMAGE = 3.329
 
 
@@ -33,13 +33,13 @@ def load_images(data_dir: Path, num_images: int | None) -> Split:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all it was given."""
+    """Wait until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """The shortest time that `work` took, after one call to warm up."""
+    """The shortest time of `work`, after one call to warm up."""
     times = []
     for _ in range(repeats + 1):
         synchronise(device)
@@ -51,7 +51,7 @@ def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 
 
 
 def measure_ceiling(device: torch.device, precision: str) -> dict[str, float]:
-    """What the device can do at most: the best of several matrix products in the training dtype, and a copy.
+    """The most that the device can do: the best of several matrix products in the training dtype, and a copy.
 
     Returns:
         `matmul_tflop_per_s` and `copy_gb_per_s` (bytes read and written).
@@ -61,7 +61,7 @@ def measure_ceiling(device: torch.device, precision: str) -> dict[str, float]:
     for size in (4096, 8192) if device.type == "cuda" else (512, 1024, 2048):
         left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
         products: list[Callable[[], object]] = [functools.partial(torch.mm, left, right)]
-        if device.type == "cpu" and precision == "fp32":  # numpy has a library of its own
+        if device.type == "cpu" and precision == "fp32":  # numpy has a separate library
             products.append(functools.partial(np.matmul, left.numpy(), right.numpy()))
         shortest = min(seconds_of(product, device, repeats=8) for product in products)
         tflop_per_s = max(tflop_per_s, 2 * size**3 / shortest / 1e12)
@@ -75,19 +75,19 @@ def measure_ceiling(device: torch.device, precision: str) -> dict[str, float]:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that "auto" means, or the one named."""
+    """The named device, or the one that "auto" means."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
 
 
 def choose_precision(device: torch.device) -> str:
-    """bf16 where the hardware is fast at it, else fp32; as training chooses."""
+    """bf16 if the hardware is fast at it, otherwise fp32, as training chooses."""
     return "bf16" if is_bf16_fast(device) else "fp32"
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """When and on what something was measured."""
+    """The time and the machine of a measurement."""
     environment = describe_environment()
     return {
         "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -100,18 +100,18 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
 
 
 def _instruction_sets(device: torch.device) -> str:
-    """Those that decide how fast a CPU multiplies; empty for a GPU and for a CPU that does not say."""
+    """The instruction sets that decide how fast a CPU multiplies; empty for a GPU or if they are unknown."""
     known = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
     return " ".join(name for name in known if name in cpu_flags()) if device.type == "cpu" else ""
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, least, greatest, and every value."""
+    """Median, minimum, maximum, and all values."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": list(values)}
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table; the first column is text, the others are figures."""
+    """Print a plain table; the first column is text, the others are figures."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)

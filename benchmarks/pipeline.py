@@ -1,4 +1,4 @@
-"""How fast images are decoded and augmented, without any training, next to what people use instead.
+"""Measures how fast images are decoded and augmented, without training, beside the alternatives.
 
 python benchmarks/pipeline.py
 """
@@ -34,7 +34,7 @@ from fastcifar.pipeline.ffcv_reader import FfcvStream
 from fastcifar.recipes import RECIPES
 
 _BYTES_PER_IMAGE = 3072 + 2 * 3072  # uint8 read, bf16 written
-_SLOW = 8  # the DataLoaders get this much fewer images: they are some hundred times slower
+_SLOW = 8  # the DataLoaders get one image in this many: they are about a hundred times slower
 
 Epoch = Callable[[], Iterable[Any]]
 
@@ -67,7 +67,7 @@ class _TensorImages(Dataset[tuple[torch.Tensor, int]]):
 def build_pipelines(
     split: Split, data_dir: Path, device: torch.device, *, batch_size: int, num_workers: int
 ) -> list[tuple[str, str, int, Epoch]]:
-    """What is measured: name, note, images an epoch, and the epoch itself."""
+    """The pipelines to measure: name, note, images per epoch, and the epoch itself."""
     recipe = dataclasses.replace(RECIPES["sgd92"], global_batch_size=batch_size)
     num_images = len(split.labels) // batch_size * batch_size
     num_few = max(num_images // _SLOW // batch_size, 1) * batch_size
@@ -130,7 +130,7 @@ def build_pipelines(
 
 
 def time_epoch(epoch: Epoch, num_images: int, device: torch.device) -> float:
-    """Images a second over one epoch."""
+    """Images per second over one epoch."""
     synchronise(device)
     start = time.perf_counter()
     for _ in epoch():
@@ -142,9 +142,9 @@ def time_epoch(epoch: Epoch, num_images: int, device: torch.device) -> float:
 @click.command(help=__doc__.splitlines()[0])
 @click.option("--device", "device_name", default="auto", show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--images", "num_images", type=click.IntRange(1), help="Of the training set.  [default: all]")
+@click.option("--images", "num_images", type=click.IntRange(1), help="Training images.  [default: all]")
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--workers", "num_workers", type=click.IntRange(0), help="Of the loaders.  [default: the CPUs]")
+@click.option("--workers", "num_workers", type=click.IntRange(0), help="Workers of the loaders.  [default: the CPUs]")
 @click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True)
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write every round here.")
 def main(

@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py
 
-Each world size is a job of its own under torchrun, one process a GPU, or one a CPU core with one thread; the sizes take
-turns in rounds, and medians are quoted. Efficiency is the rate against that of one process times the number of them.
+Each world size is a separate job under torchrun, with one process per GPU, or one per CPU core with one thread. The
+sizes take turns in rounds, and medians are quoted. Efficiency is the rate divided by (rate of one process x processes).
 """
 
 import json
@@ -35,14 +35,14 @@ def serve(name: str, num_steps: int, data_dir: Path, out: Path) -> None:
     """One rank of a measured job: train, and let rank 0 write the rate of all."""
     with init_distributed() as world:
         device = resolve_device("auto", world)
-        torch.backends.cudnn.benchmark = device.type == "cuda"  # as `train.train_model` sets it
+        torch.backends.cudnn.benchmark = device.type == "cuda"  # as training sets it
         rate = measure_rate(name, num_steps, data_dir, world, device)
         if world.is_main:
             out.write_text(json.dumps(rate), encoding="utf-8")
 
 
 def measure_rate(name: str, num_steps: int, data_dir: Path, world: World, device: torch.device) -> float:
-    """Images a second of all ranks together."""
+    """Images per second of all ranks together."""
     recipe, split = get_recipe(name), load_images(data_dir, None)
     precision = "bf16" if is_bf16_fast(device) else "fp32"
     trainer = Trainer(recipe, device, precision=precision, compile=device.type == "cuda", world=world)
@@ -89,7 +89,9 @@ def run_job(name: str, world_size: int, num_steps: int, data_dir: Path, out: Pat
 @click.option("--recipe", "name", type=click.Choice(list(RECIPES)), default="sgd92", show_default=True)
 @click.option("--world-sizes", help="For example 1,2,4.  [default: 1, 2, 4, ... GPUs, or CPU cores]")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--steps", "num_steps", type=click.IntRange(1), help="A round.  [default: 300 on GPUs, 4 on a CPU]")
+@click.option(
+    "--steps", "num_steps", type=click.IntRange(1), help="Steps per round.  [default: 300 on GPUs, 4 on a CPU]"
+)
 @click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True)
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write every round here.")
 @click.option("--worker", type=click.Path(path_type=Path), hidden=True)

@@ -1,4 +1,4 @@
-"""Where the time of a training step on the CPU goes, with torch's convolutions and with those that `auto` chooses.
+"""Measures the parts of a training step on the CPU, with torch's convolutions and with those that `auto` chooses.
 
 python benchmarks/step_time.py --json benchmarks/results/cpu-2-cores-step-time.json --picture charts/step-time.png
 """
@@ -33,7 +33,7 @@ PARTS = {
 
 
 def part_of(event: FunctionEvent) -> str | None:
-    """The part of a step that an operator belongs to; None for "the rest" and for what others contain."""
+    """The part of a step that an operator belongs to; None for "the rest" and for operators that contain others."""
     name: str = event.name
     shapes: Any = event.input_shapes
     if name.startswith("fastcifar::conv3x3"):
@@ -50,7 +50,7 @@ def part_of(event: FunctionEvent) -> str | None:
 
 
 def time_parts(events: list[FunctionEvent], total_ms: float) -> dict[str, float]:
-    """Milliseconds by part; an operator within one that counts already does not count."""
+    """Milliseconds by part; an operator inside one that is already counted does not count."""
     found: dict[str, float] = defaultdict(float)
     for event in events:
         part, parent = part_of(event), event.cpu_parent
@@ -65,7 +65,7 @@ def time_parts(events: list[FunctionEvent], total_ms: float) -> dict[str, float]
 
 
 def measure_step(trainers: dict[str, Trainer], batch_size: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each part, of steps that take turns."""
+    """Median milliseconds of each part, over steps that take turns."""
     images = torch.randint(0, 256, (batch_size, 32, 32, 3), dtype=torch.uint8)
     loader = FixedBatch(images, torch.randint(0, 10, (batch_size,)))
     times: dict[str, list[dict[str, float]]] = {name: [] for name in trainers}
@@ -73,7 +73,7 @@ def measure_step(trainers: dict[str, Trainer], batch_size: int, rounds: int) -> 
         for number in range(-1, rounds):
             for name, trainer in trainers.items():
                 trainer.begin_epoch()
-                trainer.step(loader)  # what the other one left in the caches is gone
+                trainer.step(loader)  # removes the other trainer's data from the caches
                 activities = [ProfilerActivity.CPU]
                 with profile(activities=activities, record_shapes=True) as profiled, record_function("step"):
                     trainer.step(loader)
@@ -87,7 +87,7 @@ def measure_step(trainers: dict[str, Trainer], batch_size: int, rounds: int) -> 
 
 
 def draw(measured: dict[str, dict[str, float]], title: str, path: Path) -> None:
-    """A bar for each kind of convolution, cut into parts."""
+    """Draw a bar for each kind of convolution, divided into parts."""
     figure = Figure(figsize=(8, 2.6), dpi=200, layout="constrained")
     axes = figure.subplots()
     names = list(measured)[::-1]

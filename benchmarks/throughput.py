@@ -1,11 +1,11 @@
-"""Epoch throughput of both recipes, side by side with what people use instead.
+"""Measures the epoch throughput of both recipes, side by side with the alternatives.
 
     python benchmarks/throughput.py
 
 On a GPU whole epochs are timed; on a CPU as many steps as five minutes allow, or the fewest that are valid. Each
-contender has a process of its own; they take turns in rounds, so that a machine's noise falls on all of them alike.
-Medians over the rounds are quoted. The ceiling is the network's own convolutions alone: what a step would take if all
-else were free. Who passes it has better convolutions.
+contender has a separate process; they take turns in rounds, so that a machine's noise affects all of them equally.
+Medians over the rounds are quoted. The ceiling is the rate of the network's convolutions alone, as if all else took no
+time. A contender above it has faster convolutions.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ from fastcifar.files import replacing
 from fastcifar.recipes import RECIPES
 
 _CEILING_S = 0.3  # for each convolution and pass
-# A step's time by that of torch's convolutions, as estimated before anything was built.
+# A step's time relative to torch's convolutions, as an estimate before anything is built.
 _STEP_BY_CONVOLUTIONS = {"published": 3.0}
 _USUAL_STEP = 1.5
 
@@ -54,14 +54,14 @@ def measure_recipe(
 ) -> dict[str, Any]:
     """Time every contender on a recipe, in rounds; those that fail move to `failures`, with the reason.
 
-    On a CPU they share the seconds equally, each with as many steps as it makes in its share, and at least two.
+    On a CPU they share the seconds equally; each makes as many steps as fit in its share, and at least two.
     """
     end = time.monotonic() + seconds
     recipe, batch_size = task.recipe, task.recipe.global_batch_size
     print(f"{recipe.name}, batch size {batch_size}: building the contenders", flush=True)
 
     def tried(name: str, work: Callable[..., Any], *arguments: Any) -> Any:
-        """What `work` returns; a contender that fails is out, the others go on."""
+        """The result of `work`; a contender that fails is removed, the others continue."""
         try:
             return work(*arguments)
         except RuntimeError as error:
@@ -109,7 +109,7 @@ def measure_recipe(
                 "note": CONTENDERS[name].note.format(precision=task.precision),
                 "img_per_s": rate,
                 "s_per_epoch": len(task.split.labels) // batch_size * batch_size / rate["median"],
-                # Round by round, because both halves of a pair met the same machine.
+                # Round by round, because both halves of a pair ran under the same conditions.
                 "fastcifar_is_faster_by": spread([mine / rate for mine, rate in zip(ours, rates, strict=True)]),
                 "share_of_ceiling": rate["median"] / ceiling_img_per_s,
                 "waiting_for_data": spread([timing.waiting for timing in timings[name]]),
@@ -147,7 +147,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def draw(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> None:
-    """A bar for each contender, a panel for each recipe and batch size."""
+    """Draw a bar for each contender, in a panel for each recipe and batch size."""
     figure = Figure(figsize=(8, 0.7 + 2.3 * len(results)), dpi=200, layout="constrained")
     sets = f" ({machine['instruction_sets']})" if machine["instruction_sets"] else ""
     device = f"{machine['device']}{sets}, {machine['num_threads']} threads, torch {machine['versions']['torch']}"
@@ -212,8 +212,8 @@ def plan_contenders(
     type=click.FloatRange(min=0.1),
     help="On a CPU: leave out contenders or a recipe to keep to this.  [default: 5, or the fewest that are valid]",
 )
-@click.option("--images", "num_images", type=click.IntRange(1), help="Of the training set.  [default: all 50,000]")
-@click.option("--workers", "num_workers", type=click.IntRange(0), help="Of the loaders.  [default: the CPUs]")
+@click.option("--images", "num_images", type=click.IntRange(1), help="Training images.  [default: all 50,000]")
+@click.option("--workers", "num_workers", type=click.IntRange(0), help="Workers of the loaders.  [default: the CPUs]")
 @click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True)
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write every round here, and a chart beside it.")
 def main(
@@ -275,7 +275,7 @@ def main(
                 )
                 show(result)
                 results.append(result)
-                if out is not None:  # what is measured is kept even if the next step fails
+                if out is not None:  # keep what is measured even if the next part fails
                     measured = {"machine": machine, "ceiling": ceiling, "num_images": len(split.labels)}
                     write_results(out, measured | {"results": results})
                     draw(results, machine, out.with_suffix(".png"))

@@ -17,7 +17,7 @@ FLAGS = list(itertools.product((False, True), repeat=3))
 
 
 def run(program: str) -> dict[str, dict[str, Any]]:
-    """What a program found, by case."""
+    """The output of a program, by case."""
     command = [sys.executable, "-W", "ignore", str(PROGRAMS / program)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -107,7 +107,7 @@ def test_the_kernels_compile_for_an_h100_and_spill_no_register() -> None:
 
 
 def test_not_a_number_is_passed_on() -> None:
-    """ReLU hides none from the check for the first bad step."""
+    """ReLU must not hide NaN from the check for the first bad step."""
     features = torch.ones(2, 1, 2, 2).index_fill(0, torch.tensor(0), float("nan"))
     result = batch_norm(features, None, torch.ones(1), torch.zeros(1), eps=1e-5, has_relu=True, is_forked=False)[2]
     assert result.isnan().all()

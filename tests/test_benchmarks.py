@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("name", ["sgd92", "adam89"])
 def test_contenders_train_the_same_network_to_the_same_loss(tmp_path: Path, name: str) -> None:
-    """On images that equal their mirror images, not cropped or turned, all at once: each contender sees the same."""
+    """With symmetric images, no crop or rotation, and one batch, all contenders see the same input."""
     images = TRAIN_IMAGES.copy()
     images[:, :, 16:] = images[:, :, 15::-1]
     write_beton(tmp_path / "train.beton", images, TRAIN_LABELS)
@@ -50,13 +50,13 @@ def test_contenders_train_the_same_network_to_the_same_loss(tmp_path: Path, name
     assert len(losses) == 7
     for before, after in losses.values():
         assert before == pytest.approx(losses["published"][0], rel=1e-4)
-        # Adam makes a full step of a gradient that is no more than rounding.
+        # Adam turns a gradient that is only rounding error into a full step.
         assert after == pytest.approx(losses["published"][1], rel=0.01)
     assert losses["published"][0] != pytest.approx(losses["published"][1], rel=0.03)
 
 
 def test_resident_eager_augments_like_ours(tiny_data: Path) -> None:
-    """Not bit for bit, grid_sample rounds otherwise; but the same crops, mirror images and angles."""
+    """Not bit for bit, because grid_sample rounds differently, but with the same crops, flips and angles."""
     recipe = dataclasses.replace(get_recipe("sgd92"), global_batch_size=40, max_angle_deg=0.0)
     contender = baselines.ResidentEager(recipe, load_train(tiny_data), CPU, precision="fp32")
     ((images, _),) = contender.batches()
@@ -212,7 +212,7 @@ def test_a_contender_that_fails_is_told() -> None:
 
 
 class FakeContender:
-    """Takes a step in no time, or fails."""
+    """Makes steps that take no time, or fails."""
 
     def __init__(self, *, fails: bool) -> None:
         self._fails = fails

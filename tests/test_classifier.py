@@ -196,7 +196,7 @@ def test_the_data_is_found_where_the_run_had_it(
     (run_dir / "results.json").unlink()
     code, _, err = call(monkeypatch, capsys, "evaluate", str(run_dir))
     here = tmp_path / "elsewhere" / "data"
-    problem = f"neither {here} nor /gone/data, where its run had it, has data"
+    problem = f"neither {here} nor /gone/data, the run's data folder, has data"
     assert (code, err) == (2, f"Error: --data is needed: {problem}\n")
     code, _, err = call(monkeypatch, capsys, "train", "--resume", str(run_dir / "last.pt"))
     assert (code, err) == (2, "Error: --data /gone/data no longer exists: give the new path of the run's data\n")

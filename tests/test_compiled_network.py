@@ -30,8 +30,8 @@ def images(num_images: int = 4) -> Tensor:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("options", [ALL_OFF, StepOptions(), StepOptions(padded_input=True)])
 def test_it_computes_what_the_model_does(precision: str, options: StepOptions) -> None:
-    """To the bit where only the graph differs: autocast rounds weights as the copies are rounded, ReLU's mask is the
-    same one, and zero channels add zeros. They may be added in another order, so padding has float32's tolerance."""
+    """Bit-equal if only the graph differs: autocast rounds weights like the copies, ReLU's mask is the same, and zero
+    channels add zeros. These may be added in another order, so padding has float32's tolerance."""
     results = []
     for is_ours in (False, True):
         model = build_model(5).to(memory_format=torch.channels_last)
@@ -57,7 +57,7 @@ def test_it_computes_what_the_model_does(precision: str, options: StepOptions) -
 
 
 def test_batch_norm_by_our_kernels_computes_what_the_model_does() -> None:
-    """By their twin in plain torch, with everything but them; in float64, in which no rounding moves ReLU's kink."""
+    """With their plain-torch equivalent; in float64, where no rounding crosses ReLU's kink."""
     pytest.importorskip("triton", reason="torch for the CPU has no Triton")
     results = []
     for is_ours in (False, True):
@@ -75,8 +75,8 @@ def test_batch_norm_by_our_kernels_computes_what_the_model_does() -> None:
 
 
 def test_batch_norm_by_our_kernels_takes_bf16() -> None:
-    """Features are rounded as often as in the model: logits differ by a few of bf16's roundings, 2**-9 each, and
-    gradients by the ReLUs that these turn. What is wrong about a gradient leaves no such likeness."""
+    """Features are rounded as often as in the model: logits differ by a few bf16 roundings, 2**-9 each, and gradients
+    by the ReLUs that these switch. A wrong gradient would differ far more."""
     pytest.importorskip("triton", reason="torch for the CPU has no Triton")
     model = build_model(5).to(memory_format=torch.channels_last).train()
     networks = [
@@ -92,7 +92,7 @@ def test_batch_norm_by_our_kernels_takes_bf16() -> None:
 
 
 def test_relus_mask_at_zero_and_not_a_number() -> None:
-    """The gradient is 0 at 0, as ReLU's, and what is not finite is passed on for the first bad step to be found."""
+    """The gradient is 0 at 0, as ReLU's; values that are not finite are passed on, so the first bad step is found."""
     values = torch.tensor([-1.0, 0.0, 2.0, float("nan"), float("inf")], requires_grad=True)
     ours = torch.where(values <= 0, 0, values)
     torch.testing.assert_close(ours, functional.relu(values), equal_nan=True)

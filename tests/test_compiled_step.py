@@ -1,4 +1,4 @@
-"""The step as CUDA has it, on a CPU: torch.compile is the identity here, so every switch but its own kernels is run."""
+"""The CUDA step, on a CPU: torch.compile is the identity here, so everything runs except the compiled kernels."""
 
 from dataclasses import replace
 from typing import Any
@@ -41,7 +41,7 @@ def train(trainer: Trainer, *epochs: int) -> list[tuple[float, float]]:
 
 @pytest.mark.parametrize("name", ["sgd92", "adam89"])
 def test_in_float32_it_is_the_plain_step_to_the_bit(name: str) -> None:
-    """Counters of batches, totals and optimizer state included."""
+    """Including counters of batches, totals and optimizer state."""
     plain, ours = build_trainer(name, "fp32", compile=False), build_trainer(name, "fp32")
     ours.warm_up(build_loader())
     assert train(ours, 0, 1) == train(plain, 0, 1)
@@ -72,7 +72,7 @@ def test_weights_held_in_bf16_train_as_autocast_does(name: str) -> None:
 
 
 def test_a_loaded_state_reaches_the_bf16_weights() -> None:
-    """A run that goes on is the run that was never stopped, to the bit."""
+    """A resumed run equals the uninterrupted run to the last bit."""
     whole, first, second = (build_trainer("sgd92", "bf16") for _ in range(3))
     train(whole, 0, 1)
     train(first, 0)

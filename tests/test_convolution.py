@@ -1,4 +1,4 @@
-"""Which convolutions a run uses, and that it trains with them as with torch's."""
+"""The choice of a run's convolutions, and training with them as with torch's."""
 
 import json
 from dataclasses import replace
@@ -122,8 +122,8 @@ def test_a_table_is_followed(precision: str, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def gradients(convolution: str, dtype: torch.dtype) -> Tensor:
-    """All gradients of one step of the network, in a row. GELU is in ReLU's place: a ReLU near 0 that turns over with
-    one rounding changes a gradient by far more than that rounding."""
+    """All gradients of one step of the network, concatenated. GELU replaces ReLU: a ReLU near 0 that switches by one
+    rounding changes a gradient by far more than that rounding."""
     trainer = Trainer(get_recipe("adam89"), CPU, precision="fp32", compile=False, convolution=convolution)
     trainer.model.to(dtype)
     for module in trainer.model.modules():
@@ -140,7 +140,7 @@ def gradients(convolution: str, dtype: torch.dtype) -> Tensor:
 
 @needs_kernel
 def test_gradients_are_torchs() -> None:
-    """Each pass has at most 4 times the rounding error of torch's (test_winograd), so a step has not much more."""
+    """Each pass has at most 4 times the rounding error of torch's (test_winograd), so a step has little more."""
     exact = gradients("torch", torch.float64)
     ours, torchs = (float((gradients(name, torch.float32) - exact).norm()) for name in ("all:fiw", "torch"))
     assert 0 < torchs < 1e-4 * float(exact.norm())

@@ -1,4 +1,4 @@
-"""What is issued on which stream, with torch.cuda replaced by a recorder: no GPU takes part."""
+"""The operations issued on each stream, with torch.cuda replaced by a recorder; needs no GPU."""
 
 import contextlib
 import time
@@ -112,7 +112,7 @@ def test_evaluation_is_captured_where_it_warmed_up(monkeypatch: pytest.MonkeyPat
 
 
 class FakeEvent:
-    """Done when the device has done as many steps."""
+    """Finished when the device has finished this many steps."""
 
     num_done = 0
     num_recorded = 0

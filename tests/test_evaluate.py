@@ -15,7 +15,7 @@ HALF = torch.full((3,), 0.5)
 
 
 class Recorder(nn.Module):
-    """Logits that are the first ten pixels; remembers what it saw."""
+    """Returns the first ten pixels as logits, and records its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def test_geometry_augments() -> None:
     "device", [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
 )
 def test_compiled_logits_equal_eager_ones(device: str) -> None:
-    """Within TF32's rounding of factors, 2**-11 at most, in 20 layers; a captured pass sees weights change."""
+    """Within TF32's rounding of factors, at most 2**-11, in 20 layers; a captured pass uses changed weights."""
     images = torch.randint(0, 256, (30, 32, 32, 3), dtype=torch.uint8, device=device)
     coeffs, half = affine_coeffs(sample_augmentation(42, 0, torch.arange(30, device=device))), HALF.to(device)
     model = build_model(0).to(device)
@@ -69,7 +69,7 @@ def test_compiled_logits_equal_eager_ones(device: str) -> None:
 
 
 class FakeGraph:
-    """Runs what it was given, as a CUDA graph does: on the tensors that were there at the capture."""
+    """Runs its function like a CUDA graph: on the tensors of the capture."""
 
     num_captured = 0
     failure: RuntimeError | None = None
@@ -97,7 +97,7 @@ def captured_pass(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompiledPass]:
 
 
 def test_a_captured_pass_counts_every_image_once(captured_pass: CompiledPass) -> None:
-    """Full batches, and one that is filled up, of several splits, by one graph; another size goes past it."""
+    """One graph runs full and padded batches of several splits; another batch size does not use it."""
     linear = nn.Linear(3072, 10)
     model = nn.Sequential(nn.Flatten(), linear).eval()
     for num_images in (1001, 700, 30):

@@ -25,7 +25,7 @@ def some_parameters(dtype: torch.dtype) -> list[nn.Parameter]:
 @pytest.mark.parametrize("recipe", [get_recipe("sgd92"), replace(get_recipe("sgd92"), momentum=0.0),
                                     get_recipe("adam89"), replace(get_recipe("adam89"), weight_decay=0.0)])  # fmt: skip
 def test_the_update_is_torchs_own(recipe: Recipe) -> None:
-    """In float64, over ten steps; and the state is torch's own, so that either can go on from the other's."""
+    """In float64, over ten steps; the state is torch's, so either can continue from the other's."""
     ours, theirs = (some_parameters(torch.float64) for _ in range(2))
     optimizer, reference = build_optimizer(recipe, ours), build_optimizer(recipe, theirs)
     weights = MasterWeights(optimizer, recipe, list[Tensor](ours))
@@ -49,7 +49,7 @@ def test_the_update_is_torchs_own(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("name", ["sgd92", "adam89"])
 def test_masters_stay_float32_and_copies_follow(name: str) -> None:
-    """bf16 gradients move the float32 masters by what their values say, and the copies are the masters, rounded."""
+    """bf16 gradients update the float32 masters by their exact values, and the copies are the rounded masters."""
     recipe, masters = get_recipe(name), some_parameters(torch.float32)
     leaves: list[Tensor] = [nn.Parameter(masters[0].detach().to(torch.bfloat16)), masters[1], masters[2]]
     weights = MasterWeights(build_optimizer(recipe, masters), recipe, leaves)

@@ -1,4 +1,4 @@
-"""Compiling C++ kernels: once, whole, for this machine; and what happens where that cannot be."""
+"""Compiling C++ kernels: once, completely, for this machine; and what happens if that fails."""
 
 import os
 import tempfile
@@ -14,7 +14,7 @@ from fastcifar.kernels.native import NativeError, find_openmp
 from fastcifar.machine import find_compiler
 
 pytestmark = pytest.mark.skipif(find_compiler() is None, reason="there is no C++ compiler")
-load = native.load_library.__wrapped__  # without its memory of this process
+load = native.load_library.__wrapped__  # without its cache in this process
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The calls of the compiler, a line each."""
+    """The calls of the compiler, one per line."""
     compiler = find_compiler()
     assert compiler is not None
     path = tmp_path / "log"

@@ -8,8 +8,8 @@ import torch
 from support.command_line import ENVIRONMENT, PROGRAMS
 from support.interpreter import needs_interpreter  # skips the module where there is no Triton
 
-# What the step was measured to launch, and to move in MB, forward, backward, optimizer and gather together: with the
-# default switches, and with our batch norm.
+# The step's measured launches and traffic in MB, of forward, backward, optimizer and gather together: with the default
+# switches, and with our batch norm.
 MEASURED = {
     "2.11": {"": (136, 1859.1), "triton_batch_norm=1": (112, 1780.6)},
     "2.15": {"": (136, 1859.1), "triton_batch_norm=1": (100, 1780.6)},

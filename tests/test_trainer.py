@@ -46,7 +46,7 @@ def build_trainer(
 
 
 def as_a_notebook(name: str, num_epochs: int) -> tuple[MyResnet, list[float]]:
-    """The recipe as its authors write it, on the same batches, in float64."""
+    """The recipe as its authors wrote it, on the same batches, in float64."""
     torch.manual_seed(42)
     model = MyResnet().double()
     optimizer: torch.optim.Optimizer
@@ -75,11 +75,11 @@ def as_a_notebook(name: str, num_epochs: int) -> tuple[MyResnet, list[float]]:
 
 @pytest.mark.parametrize("name", ["sgd92", "adam89"])
 def test_training_equals_the_notebooks(name: str) -> None:
-    """Three steps of an epoch each, so with three learning rates, in float64, and with the real network.
+    """Three epochs of one step each, so with three learning rates, in float64, and with the real network.
 
-    Another order of summation changes a gradient by 1e-12 at most (10,000 products, rounded to 1e-16 each), and Adam
-    divides a change by its epsilon, 1e-8, at least: times the learning rate, 1e-3, a weight changes by 1e-7. In float32
-    it would be all of a step.
+    Another order of summation changes a gradient by at most 1e-12 (10,000 products, rounded to 1e-16 each). Adam
+    divides a change by at least its epsilon, 1e-8, and multiplies by the learning rate, 1e-3: a weight changes by at
+    most 1e-7. In float32 the change could be a whole step.
     """
     notebook, losses = as_a_notebook(name, 3)
     trainer = build_trainer(name, is_narrow=False)
@@ -196,7 +196,7 @@ def test_compiled_training_equals_eager_and_never_recompiles() -> None:
 
 
 class AllLevels(EpochPlanner):
-    """Sixteen steps that rotate by every angle level once, each with a crop and a flip of its own."""
+    """Sixteen steps that rotate by every angle level once, each with its own crop and flip."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(torch.arange(NUM_LEVELS, device=device), 4096, seed=42, padding=4, max_angle_deg=15)
@@ -260,7 +260,7 @@ def test_cuda_training_follows_the_cpu(compile: bool) -> None:  # noqa: A002
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["sgd92", "adam89"])
 def test_a_captured_step_follows_the_same_step_uncaptured(name: str) -> None:
-    """From its first step on; statistics that the capture had advanced would differ after that step."""
+    """From the first step on: if the capture had changed the statistics, they would differ after that step."""
     losses, statistics = [], []
     loader = build_loader(device=CUDA)
     for captures in (False, True):
@@ -282,7 +282,7 @@ def test_a_captured_step_follows_the_same_step_uncaptured(name: str) -> None:
 
 @pytest.mark.gpu
 def test_a_captured_step_takes_its_learning_rate_from_the_schedule() -> None:
-    """At rate 0 SGD changes nothing, exactly; at the next rate it does."""
+    """At rate 0 SGD changes exactly nothing; at the next rate it does."""
     trainer, loader = build_trainer("sgd92", CUDA, compile=True), build_loader(device=CUDA)
     trainer.warm_up(loader)
     assert trainer.is_captured

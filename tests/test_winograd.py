@@ -1,4 +1,4 @@
-"""Winograd's convolutions beside torch's, both against float64."""
+"""Winograd's convolutions and torch's, both compared with float64."""
 
 import contextlib
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ MANY = [
 
 @pytest.fixture(scope="module", params=["this CPU", "AVX2"], autouse=True)
 def instructions(request: pytest.FixtureRequest) -> Iterator[None]:
-    """The kernel as it is built for this CPU, and as for one that has no more than AVX2."""
+    """The kernel built for this CPU, and built for a CPU with only AVX2."""
     if request.param == "this CPU":
         yield
         return
@@ -54,7 +54,7 @@ class Results(NamedTuple):
 def draw(
     batch: int, in_channels: int, out_channels: int, size: int, scale: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Images, weights and an output's gradient; the scale is shared out so that no product leaves float32's range."""
+    """Images, weights and an output's gradient; the scale is divided so that products stay in float32's range."""
     generator = torch.Generator().manual_seed(batch * size + in_channels)
     x = torch.randn((batch, in_channels, size, size), generator=generator) * scale
     weight = torch.randn((out_channels, in_channels, 3, 3), generator=generator) * scale
@@ -84,7 +84,7 @@ def in_float64(x: Tensor, weight: Tensor, dy: Tensor) -> Results:
 
 
 def rms_error(found: Tensor, exact: Tensor) -> float:
-    """Relative to the exact values' own root mean square."""
+    """Root mean square error, relative to that of the exact values."""
     return float((found.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
 

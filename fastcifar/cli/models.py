@@ -100,7 +100,7 @@ def _find_data(recorded: Path | None) -> tuple[Path, str]:
     if is_prepared(recorded):
         return recorded, f"on {recorded}, the data of its run; --data names another folder"
     raise ArgumentError(
-        "data_dir", f"is needed: neither {usual.absolute()} nor {recorded}, where its run had it, has data"
+        "data_dir", f"is needed: neither {usual.absolute()} nor {recorded}, the run's data folder, has data"
     )
 
 

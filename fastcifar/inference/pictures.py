@@ -103,7 +103,7 @@ def load_picture(path: Path) -> Picture:
         FastcifarError: it cannot be read, is not a picture, is too large, or its values have no known range.
     """
     Image.init()
-    formats = [name for name in _FORMATS if name in Image.OPEN]  # AVIF, say, need not be compiled in
+    formats = [name for name in _FORMATS if name in Image.OPEN]  # AVIF, for example, may not be compiled in
     try:
         with (
             warnings.catch_warnings(action="ignore"),

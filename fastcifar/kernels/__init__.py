@@ -1,1 +1,1 @@
-"""Fast arithmetic without policy: compiled kernels, each with its plain twin."""
+"""Fast arithmetic without policy: compiled kernels, each with a plain equivalent."""

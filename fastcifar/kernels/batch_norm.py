@@ -7,18 +7,18 @@ from torch import Tensor
 def batch_norm(
     features: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, has_relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch norm in training, a residual added to it, and ReLU.
+    """Batch norm in training, then an optional residual and ReLU.
 
     Args:
         features: `(B, C, H, W)` bf16 or float32, channels-last, of at most 2**31 elements.
-        residual: likewise; None for nothing to add.
+        residual: of the same shape and type, added after batch norm; or None.
         weight: `(C,)` float32.
         bias: `(C,)` float32.
         eps: added to the variance.
-        has_relu: whether the result passes ReLU.
+        has_relu: whether ReLU comes last.
 
     Returns:
-        The result, as `features`; then each channel's mean and biased variance, `(C,)` float32.
+        The result, of the shape and type of `features`; then each channel's mean and biased variance, `(C,)` float32.
     """
     values = features.to(weight.dtype)
     variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
@@ -26,7 +26,7 @@ def batch_norm(
     if residual is not None:
         values = values + residual
     if has_relu:
-        values = torch.where(values <= 0, 0, values)  # passes on what is not a number
+        values = torch.where(values <= 0, 0, values)  # passes on NaN
     return values.to(features.dtype), mean, variance
 
 
@@ -45,20 +45,20 @@ def batch_norm_backward(
     """The gradients of `batch_norm`, whose arguments and results have the same names here.
 
     Args:
-        gradients: of the result.
-        more_gradients: likewise, to be added to them; None for no more.
-        features: see there.
-        result: where a residual and ReLU were part of it; otherwise None.
-        weight: see there.
-        bias: see there.
-        mean: see there.
-        variance: see there.
-        eps: see there.
-        has_relu: see there.
+        gradients: the gradients of the result.
+        more_gradients: gradients to add to `gradients`, or None.
+        features: see `batch_norm`.
+        result: the result, if it had both a residual and ReLU; otherwise None.
+        weight: see `batch_norm`.
+        bias: see `batch_norm`.
+        mean: see `batch_norm`.
+        variance: see `batch_norm`.
+        eps: see `batch_norm`.
+        has_relu: see `batch_norm`.
 
     Returns:
-        Gradients of features, of weight and of bias; then the gradients behind ReLU, which are the residual's and are
-        empty where there are neither `result` nor `more_gradients`.
+        Gradients of features, weight and bias; then the gradients at the input of ReLU, which are the residual's. These
+        are empty if there is neither `result` nor `more_gradients`.
     """
     inverse_std = (variance + eps).rsqrt()
     centred, behind_relu = features.to(weight.dtype) - _per_channel(mean), gradients.to(weight.dtype)

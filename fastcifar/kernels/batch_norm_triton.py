@@ -1,10 +1,10 @@
-"""Batch norm of a training step with the residual and the ReLU that follow it: two Triton kernels a pass.
+"""Batch norm of a training step with the residual and the ReLU that follow it: two Triton kernels per pass.
 
-Inductor makes three to four kernels a layer of it. Here each pass is one kernel that reduces rows to a few partial
-results, and one that combines these, each program for itself, and applies them. Sums are float32 and of a fixed order,
-so equal inputs give equal bits.
+Inductor makes three to four kernels per layer. Here each pass has one kernel that reduces rows to a few partial
+results, and one in which every program combines these and applies them. Sums are float32 in a fixed order, so equal
+inputs give equal bits.
 
-A GPU has not run this yet. Tensors on the CPU are computed by the plain torch of `batch_norm.py`, which has the
+No GPU has run this yet. For tensors on the CPU the plain torch of `batch_norm.py` is used, which also documents the
 arguments. Importing this needs Triton, which comes with torch for CUDA.
 """
 
@@ -19,8 +19,9 @@ from torch.library import triton_op, wrap_triton
 
 from fastcifar.kernels import batch_norm as in_torch
 
-# 32 channels are 64 bytes of a row in bf16; with 128 rows a thread of 8 warps holds 16 values. Twice as many programs
-# as an H100 has multiprocessors. A program that applies reads 8 bytes a channel of each partial result: not too many.
+# 32 channels are 64 bytes of a row in bf16; with 128 rows a thread of 8 warps holds 16 values. There are twice as many
+# programs as an H100 has multiprocessors. A program that applies reads 8 bytes per channel of each partial result, so
+# there must not be too many of these.
 _BLOCK_ROWS, _BLOCK_CHANNELS, _NUM_WARPS = 128, 32, 8
 _MAX_PROGRAMS, _MAX_PARTIALS = 256, 64
 
@@ -48,7 +49,7 @@ def _forward_statistics(
     first, last = _rows_of_program(num_rows, rows_per_program)
     channels, is_channel = _channels_of_program(num_channels, BLOCK_CHANNELS)
     lanes = tl.arange(0, BLOCK_ROWS)
-    means = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.float32)  # of each lane's rows
+    means = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.float32)  # one for each lane's rows
     squares = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.float32)
     count = 0.0
     for start in range(first, last, BLOCK_ROWS):
@@ -104,7 +105,7 @@ def _forward_apply(
         if HAS_RESIDUAL:
             values += tl.load(in_residual + offsets, mask, other=0).to(tl.float32)
         if HAS_RELU:
-            values = tl.where(values <= 0, 0.0, values)  # passes on what is not a number
+            values = tl.where(values <= 0, 0.0, values)  # passes on NaN
         tl.store(out_features + offsets, values, mask)
 
 
@@ -117,9 +118,9 @@ def _backward_statistics(
     EPS: tl.constexpr, HAS_MORE: tl.constexpr, HAS_RESULT: tl.constexpr, HAS_RELU: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """Sums over a program's rows of the gradients behind ReLU, and of these times the normalised features.
+    """Sums over a program's rows of the gradients at the input of ReLU, and of these times the normalised features.
 
-    The gradients behind ReLU are stored where it takes more to compute them than to read them again.
+    These gradients are stored if reading them again costs less than computing them.
     """
     first, last = _rows_of_program(num_rows, rows_per_program)
     channels, is_channel = _channels_of_program(num_channels, BLOCK_CHANNELS)
@@ -190,7 +191,7 @@ def _backward_apply(
 
 
 def _grid(num_rows: int, num_channels: int, max_programs: int) -> tuple[tuple[int, int], int]:
-    """Programs by rows and by channels, none of them without rows, and each one's number of rows."""
+    """The number of programs by rows and by channels, all with at least one row, and the rows of each."""
     num_blocks = math.ceil(num_channels / _BLOCK_CHANNELS)
     num_programs = min(max(_MAX_PROGRAMS // num_blocks, 1), max_programs)
     num_tiles = math.ceil(math.ceil(num_rows / num_programs) / _BLOCK_ROWS)
@@ -198,7 +199,7 @@ def _grid(num_rows: int, num_channels: int, max_programs: int) -> tuple[tuple[in
 
 
 def _as_rows(features: Tensor) -> Tensor:
-    """`(B * H * W, C)` of `(B, C, H, W)`, a view where these are channels-last."""
+    """`(B, C, H, W)` as `(B * H * W, C)`, a view if it is channels-last."""
     return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 
 
@@ -213,7 +214,7 @@ _BLOCKS: dict[str, int] = {"BLOCK_ROWS": _BLOCK_ROWS, "BLOCK_CHANNELS": _BLOCK_C
 def normalise_by_triton(
     features: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, eps: float, has_relu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`in_torch.batch_norm`."""
+    """See `batch_norm.batch_norm`."""
     rows = _as_rows(features)
     num_rows, num_channels = rows.shape
     partials_grid, rows_per_partial = _grid(num_rows, num_channels, _MAX_PARTIALS)
@@ -241,7 +242,7 @@ def differentiate_by_triton(
     eps: float,
     has_relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`in_torch.batch_norm_backward`."""
+    """See `batch_norm.batch_norm_backward`."""
     rows, row_gradients = _as_rows(features), _as_rows(gradients)
     num_rows, num_channels = rows.shape
     partials_grid, rows_per_partial = _grid(num_rows, num_channels, _MAX_PARTIALS)
@@ -312,17 +313,17 @@ def batch_norm(
     has_relu: bool,
     is_forked: bool,
 ) -> tuple[Tensor, ...]:
-    """`in_torch.batch_norm`, which autograd can differentiate.
+    """The batch norm of `batch_norm.py`, as a function that autograd can differentiate.
 
     Args:
-        features: see there.
-        residual: see there.
-        weight: see there.
-        bias: see there.
-        eps: see there.
-        has_relu: see there.
-        is_forked: whether the result is used twice. It is then given twice, so that the backward pass adds what comes
-            back of each as it reads it, rather than in a kernel of its own.
+        features: see `batch_norm.batch_norm`.
+        residual: see `batch_norm.batch_norm`.
+        weight: see `batch_norm.batch_norm`.
+        bias: see `batch_norm.batch_norm`.
+        eps: see `batch_norm.batch_norm`.
+        has_relu: see `batch_norm.batch_norm`.
+        is_forked: whether the result is used twice. It is then returned twice, so that the backward pass adds the two
+            gradients as it reads them, not in a separate kernel.
 
     Returns:
         Each channel's mean and biased variance, which have no gradients; then the result, once or twice.

@@ -7,7 +7,7 @@ from fastcifar.data.cifar10 import IMAGE_SIZE
 
 
 def gather_augmented(images: Tensor, positions: Tensor, coeffs: Tensor) -> Tensor:
-    """Pick images and crop, mirror and rotate them, all as one gather of pixels.
+    """Pick images, and crop, mirror and rotate them, in one gather of pixels.
 
     Args:
         images: `(N, 32, 32, 3)` uint8, contiguous.
@@ -24,7 +24,7 @@ def gather_augmented(images: Tensor, positions: Tensor, coeffs: Tensor) -> Tenso
     rotated_row = (a5 + a4 * y + a3 * x) >> 16
     row = rotated_row + top
     column = (rotated_column ^ mirror) + left
-    # Outside 0..31 is some bit beyond the lowest five, in negative numbers too: four range checks at once.
+    # A number outside 0..31 has a bit set above the lowest five, even if it is negative: four range checks at once.
     is_black = (rotated_column | rotated_row | row | column) & ~(IMAGE_SIZE - 1) != 0
     source = positions.view(-1, 1, 1) * IMAGE_SIZE**2 + (row * IMAGE_SIZE + column).masked_fill(is_black, 0)
     pixels = images.view(-1, 3)[source.view(-1)].view(*source.shape, 3)
@@ -34,12 +34,12 @@ def gather_augmented(images: Tensor, positions: Tensor, coeffs: Tensor) -> Tenso
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Scale pixels to [0, 1], then subtract the mean and divide by the standard deviation.
 
-    The operations and their order are those of torchvision's `ToTensor` and `Normalize`, and so is every bit.
+    The operations and their order are those of torchvision's `ToTensor` and `Normalize`, so the bits are equal.
 
     Args:
         images: `(B, 32, 32, 3)` uint8.
-        mean: `(3,)` float32 of each channel, on the scale of [0, 1], on the images' device.
-        std: `(3,)` float32 of each channel, likewise.
+        mean: `(3,)` float32, of each channel, on the scale of [0, 1], on the images' device.
+        std: `(3,)` float32, of each channel, on the same scale and device.
 
     Returns:
         `(B, 3, 32, 32)` float32 in channels-last memory format.

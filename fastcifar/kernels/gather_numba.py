@@ -1,6 +1,6 @@
 """The same gather as `gather.gather_augmented`, compiled by numba for the CPU threads of the streamed loader.
 
-Importing this module compiles the kernel (about two seconds), or loads it from numba's cache where there can be one.
+Importing this module compiles the kernel (about two seconds), or loads it from numba's cache if there is one.
 """
 
 import functools
@@ -35,7 +35,7 @@ _compile = functools.partial(
 try:
     _kernel = _compile(cache=True)(_gather)
     IS_CACHED = True
-except Exception:  # no folder for the cache can be written, the disk is full, or what lies there is damaged
+except Exception:  # no cache folder can be written, the disk is full, or the cache is damaged
     _kernel = _compile()(_gather)
     IS_CACHED = False
 

@@ -47,7 +47,7 @@ def load_library(source: Path) -> ctypes.CDLL:
         raise NativeError("there is no C++ compiler")
     # All macros that the compiler defines: its version, and each instruction set that -march=native resolves to.
     macros = _run([*compiler, *_FLAGS, "-dM", "-E", "-x", "c++", "/dev/null"])
-    # Nothing in the library depends on torch or OpenMP, which it meets at run time; torch's version is for safety.
+    # The library does not depend on torch or OpenMP, which it gets at run time; torch's version is here for safety.
     parts = (source.read_bytes(), " ".join([*compiler, *_FLAGS]).encode(), macros, torch.__version__.encode())
     key = hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
     name = f"{source.stem}-{key}.so"
@@ -57,8 +57,8 @@ def load_library(source: Path) -> ctypes.CDLL:
                 with replacing(folder / name) as temporary:
                     _compile(compiler, source, temporary)
             return ctypes.CDLL(str(folder / name))
-    except (OSError, FastcifarError):  # it cannot be written, or libraries in it cannot be loaded (noexec)
-        with tempfile.TemporaryDirectory(prefix="fastcifar-") as private:  # a loaded library needs its file no more
+    except (OSError, FastcifarError):  # the cache cannot be written, or libraries in it cannot be loaded (noexec)
+        with tempfile.TemporaryDirectory(prefix="fastcifar-") as private:  # a loaded library no longer needs its file
             _compile(compiler, source, Path(private) / name)
             try:
                 return ctypes.CDLL(str(Path(private) / name))
@@ -68,10 +68,10 @@ def load_library(source: Path) -> ctypes.CDLL:
 
 @functools.cache
 def find_openmp() -> ctypes.c_void_p:
-    """The address of `GOMP_parallel` as torch's own calls find it: a preloaded library's, else that of torch's.
+    """The address of the `GOMP_parallel` that torch itself calls: in a preloaded library, otherwise in torch's.
 
     Raises:
-        NativeError: torch was built with another kind of threads.
+        NativeError: torch was built with other threads than OpenMP's.
     """
     for library in (None, Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"):
         with contextlib.suppress(OSError, AttributeError):
@@ -84,7 +84,7 @@ def _locked_cache() -> Iterator[Path]:
     """The folder for compiled libraries, while no other process compiles into it.
 
     Raises:
-        OSError: it cannot be made or written, or others may put libraries into it.
+        OSError: it cannot be created or written, or other users may put libraries into it.
     """
     folder = default_cache_dir() / "kernels"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -93,7 +93,9 @@ def _locked_cache() -> Iterator[Path]:
         raise PermissionError(f"{folder} is not this user's alone")
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        with contextlib.suppress(OSError):  # some network file systems know no locks; then several compile the same
+        with contextlib.suppress(
+            OSError
+        ):  # some network file systems have no locks; then several processes compile the same
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield folder
     finally:
@@ -101,7 +103,7 @@ def _locked_cache() -> Iterator[Path]:
 
 
 def _compile(compiler: list[str], source: Path, target: Path) -> None:
-    """Compile; the digest of the library is put behind it, where no loader looks."""
+    """Compile; the library's digest is appended to the file, where loaders ignore it."""
     _run([*compiler, *_FLAGS, str(source), "-o", str(target)])
     try:
         content = target.read_bytes()
@@ -119,7 +121,7 @@ def _is_whole(library: Path) -> bool:
 
 
 def _run(command: list[str]) -> bytes:
-    """A compiler's standard output. It is ended after a minute, with the processes that it started."""
+    """Run a compiler and return its standard output. After a minute, it and its child processes are killed."""
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as messages:
         try:
             process = subprocess.Popen(

@@ -1,7 +1,7 @@
 // 3x3 convolution (stride 1, padding 1) by Winograd's F(4x4, 3x3), and its two gradients, for training on a CPU.
 //
 // An image is cut into tiles of 4x4 outputs, each of which needs 6x6 inputs. Tile, filter and output gradient are
-// transformed into 36 numbers a channel; there the convolution is 36 independent matrix products over the channels, with a
+// transformed into 36 numbers per channel; then the convolution is 36 independent matrix products over the channels, with a
 // quarter of a direct convolution's multiplications. Method: A. Lavin, S. Gray, "Fast Algorithms for Convolutional
 // Neural Networks", 2015. The interpolation points are 0, +-sqrt(1/2), +-sqrt(2) and infinity, which halve the rounding
 // error of the usual 0, +-1, +-2 and infinity at no cost.
@@ -35,18 +35,18 @@ constexpr int LANES = 4, ROWS = 12; // 24 sums, 2 vectors of B and 4 of A fill 3
 #error "no vector instructions with fused multiply-add"
 #endif
 constexpr int VECTORS = 2, PANEL = VECTORS * LANES; // output channels of a micro-kernel
-constexpr int GROUP = 16;                           // channels that lie together in a row block
-constexpr int LINE = 16;                            // floats: planes are this much apart, against conflicts in the cache
+constexpr int GROUP = 16;                           // channels stored together in a row block
+constexpr int LINE = 16;                            // floats of padding between planes, against conflicts in the cache
 constexpr i64 MAX_CHANNELS = 4096;
 
 // Measured on Zen 3 and Zen 4, whose second-level caches hold 512 KiB and 1 MiB.
-constexpr i64 MANY_TILES = 2;       // for each channel: more are cut by tiles, fewer by channels
-constexpr i64 FEW_CHANNELS = 64;    // a task has one row block of tiles up to here, two beyond (on AVX2: two and four)
+constexpr i64 MANY_TILES = 2;       // per channel: with more, work is split by tiles; with fewer, by channels
+constexpr i64 FEW_CHANNELS = 64;    // up to here a task has one row block of tiles, beyond it two (on AVX2: two and four)
 constexpr i64 BLOCKS = ROWS < 8 ? 2 : 1;
-constexpr i64 CHANNEL_BLOCK = 64;   // of a task, in a cut by channels
-constexpr i64 DEPTH = 24;           // tiles whose products are summed up in registers: more would round more
-constexpr i64 GRADIENT_GROUPS = 16; // of tiles in the weight gradient, where channels are few
-constexpr i64 GRADIENT_FLOATS = 4 << 20; // that it transforms at a time, where they are many: 16 MiB
+constexpr i64 CHANNEL_BLOCK = 64;   // of a task, if work is split by channels
+constexpr i64 DEPTH = 24;           // tiles whose products are summed in registers: more would round more
+constexpr i64 GRADIENT_GROUPS = 16; // of tiles in the weight gradient, with few channels
+constexpr i64 GRADIENT_FLOATS = 4 << 20; // that it transforms at a time, with many channels: 16 MiB
 
 alignas(64) const float ZEROS[MAX_CHANNELS] = {};
 
@@ -71,7 +71,7 @@ INLINE vec load(const bf16 *p) {
 
 INLINE void store(float *p, vec v) { std::memcpy(p, &v, sizeof v); }
 
-// Results go past the cache: they are larger than it, and a plain store would read their lines from memory first.
+// Results bypass the cache: they are larger than it, and a plain store would first read their lines from memory.
 INLINE void store_result(float *p, vec v) {
 #if defined(__AVX512F__)
   _mm512_stream_ps(p, (__m512)v);
@@ -146,7 +146,7 @@ struct FilterGradientTransform { // 6 -> 3 weights: the transpose of FilterTrans
   }
 };
 
-// A transform of both dimensions: `get(i, j)` gives the vectors of a square, `put(i, j, v)` takes the result's.
+// A transform in both dimensions: `get(i, j)` returns the vectors of a square, `put(i, j, v)` stores those of the result.
 template <class Transform, class Get, class Put> INLINE void transform(Get get, Put put) {
   constexpr int FROM = Transform::FROM, TO = Transform::TO;
   vec half[TO][FROM];
@@ -186,7 +186,7 @@ INLINE void multiply_block(const float *a, const float *b, float *c, i64 c_row, 
   }
 }
 
-// Tiles by channels: A lies in blocks of ROWS tiles, a block in groups of GROUP channels, a group [tile][channel].
+// Tiles by channels: A consists of blocks of ROWS tiles, a block of groups of GROUP channels, a group is [tile][channel].
 template <int M = ROWS>
 void multiply_tiles(const float *a, const float *b, float *c, i64 c_row, i64 num_tiles, i64 depth) {
   for (; num_tiles >= M; num_tiles -= M, a += M == ROWS ? ROWS * depth : M * GROUP, c += M * c_row)
@@ -195,7 +195,7 @@ void multiply_tiles(const float *a, const float *b, float *c, i64 c_row, i64 num
     if (num_tiles) multiply_tiles<M / 2>(a, b, c, c_row, num_tiles, depth);
 }
 
-// The sum over tiles of PANEL channels by PANEL channels: both lie [tile][PANEL].
+// The sum over tiles of PANEL channels by PANEL channels: both are [tile][PANEL].
 void multiply_panels(const float *a, const float *b, float *c, i64 num_tiles, bool adds) {
   constexpr int REST = PANEL % ROWS;
   int i = 0;
@@ -212,7 +212,7 @@ i64 max(i64 a, i64 b) { return a > b ? a : b; }
 i64 share(i64 all, i64 threads, i64 multiple) { return ceil_div(ceil_div(all, threads), multiple) * multiple; }
 
 struct Shape {
-  i64 images, height, width, in, out; // `in`: channels of what is convolved; `out`: of the result or its gradient
+  i64 images, height, width, in, out; // `in`: channels of the input; `out`: of the result or its gradient
 
   i64 tiles() const { return images * height * width / 16; }
   i64 tile_offset(i64 tile, i64 channels) const { // of its first output
@@ -233,7 +233,7 @@ struct Team {
   Parallel start;
   unsigned threads;
 
-  // Calls body(task, thread) for each task; `thread` tells those apart that run at the same time.
+  // Calls body(task, thread) for each task; tasks that run at the same time have different `thread` numbers.
   template <class Body> void run(i64 tasks, const Body &body) const {
     if (threads == 1) {
       for (i64 task = 0; task < tasks; ++task) body(task, 0);
@@ -315,8 +315,9 @@ INLINE void transform_output(const Shape &s, const float *m, i64 plane, i64 chan
 
 // ---- the convolution and its data gradient ---------------------------------------------------------------------------
 
-// How a call is cut into tasks. By tiles: a task makes all channels of `tiles` tiles, with filters transformed before. By
-// channels: a task makes `channels` channels of all tiles, and transforms their filters, with inputs transformed before.
+// How a call is split into tasks. By tiles: a task computes all channels of `tiles` tiles; filters are transformed before.
+// By channels: a task transforms the filters of `channels` channels and computes these for all tiles; inputs are
+// transformed before.
 struct Cut {
   bool by_tiles;
   i64 tiles, channels;
@@ -381,8 +382,8 @@ struct Convolution {
 
 // ---- the weight gradient -----------------------------------------------------------------------------------------------
 
-// In rounds of as many tiles as stay in a cache: inputs and output gradients are transformed, then their 36 products are
-// added to sums, which lie [36][out / PANEL][in / PANEL][PANEL][PANEL]. With few channels a thread does so by itself in its
+// Works in rounds of as many tiles as fit in a cache: inputs and output gradients are transformed, then their 36 products
+// are added to sums, which are [36][out / PANEL][in / PANEL][PANEL][PANEL]. With few channels each thread does this in its
 // own cache, for one of `groups` groups of tiles; otherwise all threads share a round in the last-level cache.
 struct WeightGradient {
   Shape s;
@@ -481,8 +482,8 @@ i64 winograd_scratch_size(i64 pass, i64 threads, i64 n, i64 h, i64 w, i64 in, i6
   return pass == 'w' ? WeightGradient(s).scratch_size(threads) : Convolution(s, threads).scratch_size(threads);
 }
 
-// Pass 'f' makes the output of an input x and weights, 'i' the gradient of the input of that of the output, which is x, and
-// weights, 'w' the gradient of the weights of an input x and the gradient of the output. `in` are the channels of x.
+// Pass 'f' computes the output from the input x and the weights; 'i' the input's gradient from the output's gradient, given
+// as x, and the weights; 'w' the weights' gradient from the input x and the output's gradient. `in` is the channels of x.
 void winograd_run(Parallel start, i64 pass, i64 threads, i64 is_bf16, const void *x, const void *other, void *result,
                   float *scratch, i64 n, i64 h, i64 w, i64 in, i64 out) {
   const Team team{start, unsigned(threads)};

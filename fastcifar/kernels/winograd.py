@@ -1,8 +1,8 @@
-"""3x3 convolutions by Winograd's F(4x4, 3x3) on a CPU, as torch operators; `docs/winograd.md` says how and how exact.
+"""3x3 convolutions by Winograd's F(4x4, 3x3) on a CPU, as torch operators; `docs/winograd.md` explains them.
 
-It has a quarter of a direct convolution's multiplications, in float32 arithmetic on float32 or bfloat16 images. Each
-pass (the convolution and its two gradients) is Winograd's or torch's own, as the caller says; where the kernel cannot
-do it (another shape or type, no compiler), it is torch's.
+They need a quarter of a direct convolution's multiplications, in float32 arithmetic on float32 or bfloat16 images. For
+each pass (the convolution and its two gradients) the caller chooses Winograd's or torch's. If the kernel cannot do a
+pass (another shape or type, no compiler), torch does it.
 """
 
 import ctypes
@@ -16,8 +16,8 @@ from fastcifar.kernels.native import NativeError, find_openmp, load_library
 
 FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT = "f", "i", "w"
 ALL_PASSES = FORWARD + INPUT_GRADIENT + WEIGHT_GRADIENT
-# With fewer tiles of 4x4 pixels in a batch, transforming the filters costs more than is saved; and where torch's sums
-# have few terms, of tiles or of channels, they have less rounding error than the transforms.
+# With fewer tiles of 4x4 pixels in a batch, transforming the filters costs more than it saves. And if torch's sums have
+# few terms (tiles or channels), they have less rounding error than the transforms.
 MIN_TILES = 64
 _MIN_CHANNELS = 32
 _MAX_CHANNELS = 4096  # as in winograd.cpp
@@ -59,13 +59,13 @@ def _load() -> _Kernel | str:
 
 
 def why_unavailable() -> str | None:
-    """Why the kernel cannot be used on this machine, in a few words; None where it can. May compile it (seconds)."""
+    """Why the kernel cannot be used on this machine, in a few words; None if it can. May compile it (seconds)."""
     kernel = _load()
     return kernel if isinstance(kernel, str) else None
 
 
 def _kernel_for(passes: str, which: str, x: Tensor, in_channels: int, out_channels: int) -> _Kernel | None:
-    """The kernel if it is to do this pass and can."""
+    """The kernel, if it should do this pass and can."""
     if which not in passes or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
         return None
     num_images, _, height, width = x.shape
@@ -108,15 +108,15 @@ def conv3x3(x: Tensor, weight: Tensor, passes: str) -> Tensor:
     """A 3x3 convolution with stride 1, padding 1 and no bias; differentiable once.
 
     Args:
-        x: `(N, I, H, W)` float; any memory format, fastest channels-last.
-        weight: `(O, I, 3, 3)`, float32 where Winograd's algorithm is used; its gradient has its type.
-        passes: which passes are to use Winograd's algorithm, of `FORWARD`, `INPUT_GRADIENT` and `WEIGHT_GRADIENT`.
+        x: `(N, I, H, W)` float; any memory format, fastest in channels-last.
+        weight: `(O, I, 3, 3)`, float32 for Winograd's algorithm; its gradient has the same type.
+        passes: the passes that use Winograd's algorithm, of `FORWARD`, `INPUT_GRADIENT` and `WEIGHT_GRADIENT`.
 
     Returns:
         `(N, O, H, W)` of x's type, channels-last.
 
     Raises:
-        ValueError: the shapes do not fit each other.
+        ValueError: the shapes do not match.
     """
     _check_weight(weight)
     out_channels, in_channels = weight.shape[:2]
@@ -130,7 +130,7 @@ def conv3x3(x: Tensor, weight: Tensor, passes: str) -> Tensor:
 
 @torch.library.custom_op("fastcifar::conv3x3_input_gradient", mutates_args=(), device_types="cpu")
 def conv3x3_input_gradient(dy: Tensor, x: Tensor, weight: Tensor, passes: str) -> Tensor:
-    """The gradient of `conv3x3` for x, of its shape and type, channels-last; `dy` is that of the result."""
+    """The gradient of x in `conv3x3`, of its shape and type, channels-last; `dy` is the result's gradient."""
     _check_weight(weight)
     out_channels, in_channels = weight.shape[:2]
     _check_images("dy", dy, out_channels)
@@ -143,7 +143,7 @@ def conv3x3_input_gradient(dy: Tensor, x: Tensor, weight: Tensor, passes: str) -
 
 @torch.library.custom_op("fastcifar::conv3x3_weight_gradient", mutates_args=(), device_types="cpu")
 def conv3x3_weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, passes: str) -> Tensor:
-    """The gradient of `conv3x3` for its weight, of its shape and type, channels-last; `dy` is that of the result."""
+    """The gradient of the weight in `conv3x3`, of its shape and type, channels-last; `dy` is the result's gradient."""
     _check_weight(weight)
     out_channels, in_channels = weight.shape[:2]
     _check_images("dy", dy, out_channels)

@@ -1,4 +1,4 @@
-"""The network as a compiled step computes it: the model's mathematics and parameters, in fewer kernels and bytes."""
+"""The network for a compiled step: the same mathematics and parameters as the model, in fewer kernels and bytes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,22 +10,22 @@ from torchvision.models.resnet import BasicBlock
 
 from fastcifar.training.model import ResNet18
 
-_PADDED_CHANNELS = 8  # what tensor cores take at once in bf16
+_PADDED_CHANNELS = 8  # the number that tensor cores process together in bf16
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a compiled step is built; none of it changes what is computed, beyond rounding.
+    """How a compiled step is built; no option changes the results beyond rounding.
 
     Attributes:
         combo_kernels: Inductor puts independent small kernels into one launch.
         bf16_weights: in bf16, convolutions read weights held in bf16, which the optimizer's pass writes.
-        recompute_relu_mask: where no residual is added, the backward pass takes ReLU's mask from the convolution's
-            output, which it reads for batch norm anyway.
-        triton_batch_norm: batch norm, with residual and ReLU, in kernels of our own rather than Inductor's; ReLU's mask
-            is recomputed there in any case.
-        padded_input: the first convolution sees 8 channels, of which 5 are zero.
-        steps_per_graph: steps in one CUDA graph, where the loader can read ahead.
+        recompute_relu_mask: if no residual is added, the backward pass takes ReLU's mask from the convolution's output,
+            which it reads for batch norm anyway.
+        triton_batch_norm: batch norm, with residual and ReLU, uses our kernels instead of Inductor's; they always
+            recompute ReLU's mask.
+        padded_input: the first convolution gets 8 channels, of which 5 are zero.
+        steps_per_graph: steps in one CUDA graph, if the loader can read ahead.
     """
 
     combo_kernels: bool = True
@@ -39,15 +39,15 @@ class StepOptions:
 class CompiledNetwork(nn.Module):
     """A model in training, for torch.compile.
 
-    Batch norm's `num_batches_tracked` is left to the caller: as a tensor in the graph it would be a kernel a layer.
+    The caller updates batch norm's `num_batches_tracked`, which as a tensor in the graph would cost a kernel per layer.
 
     Args:
-        model: whose parameters and buffers are used, and whose running statistics are updated.
-        options: see there.
-        precision: "bf16", then it is called under autocast, or "fp32".
+        model: its parameters and buffers are used, and its running statistics are updated.
+        options: how the step is built.
+        precision: "bf16", for calls under autocast, or "fp32".
 
     Attributes:
-        leaves: what gradients are taken of, one for each of the model's parameters: that itself, or its copy in bf16.
+        leaves: the tensors to differentiate by, one per parameter of the model: the parameter, or its copy in bf16.
     """
 
     def __init__(self, model: ResNet18, options: StepOptions, precision: str) -> None:
@@ -68,7 +68,7 @@ class CompiledNetwork(nn.Module):
         return functional.pad(images.to(self._dtype), padding).contiguous(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, `(B, 10)` float32, of what `to_input` gave."""
+        """Logits, `(B, 10)` float32, from the output of `to_input`."""
         features, residual = self.stem(images, is_forked=True)
         for block in self.blocks:
             features, residual = block(features, residual, is_last=block is self.blocks[-1])
@@ -77,7 +77,7 @@ class CompiledNetwork(nn.Module):
 
 
 class _StoredGradient(torch.autograd.Function):
-    """The identity; its gradient is computed once and stored, rather than again in each kernel that reads it."""
+    """The identity; its gradient is computed once and stored, not again in each kernel that reads it."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor) -> Tensor:
@@ -85,11 +85,11 @@ class _StoredGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.as_strided(gradient.size(), gradient.stride())  # which Inductor reads from memory only
+        return gradient.as_strided(gradient.size(), gradient.stride())  # Inductor reads this from memory only
 
 
 class _Unit(nn.Module):
-    """Convolution, batch norm and, if wanted, a residual and ReLU."""
+    """Convolution, batch norm, and an optional residual and ReLU."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, options: StepOptions, precision: str) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class _Unit(nn.Module):
     def forward(
         self, features: Tensor, residual: Tensor | None = None, *, has_relu: bool = True, is_forked: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The result, twice: as two tensors for autograd where it `is_forked`; otherwise only one may be used."""
+        """The result, twice: as two tensors for autograd if it `is_forked`; otherwise only one may be used."""
         num_added = features.shape[1] - self.weight.shape[1]
         if self.weight is self.conv.weight and not num_added:
             features = self.conv(features)
@@ -117,7 +117,7 @@ class _Unit(nn.Module):
         if residual is not None:
             features = _StoredGradient.apply(features + residual)
         if has_relu and residual is None and self._options.recompute_relu_mask:
-            # ReLU's derivative is defined by its output. This one's is by its input, which can be recomputed.
+            # The derivative of torch's ReLU uses its output; this one's uses the input, which can be recomputed.
             features = torch.where(features <= 0, 0, features)
         elif has_relu:
             features = functional.relu(features)

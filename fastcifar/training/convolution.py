@@ -1,8 +1,8 @@
-"""Which convolutions of the network use Winograd's algorithm, in which pass: by a table of measurements, never a clock.
+"""Chooses the convolutions and passes that use Winograd's algorithm, from a table of measurements and not by timing.
 
-A choice is text, as it stands in a run's `config.json`: "torch" for torch's own convolutions, or a table such as
-"64@32:fiw 512@4:iw": of the 3x3 convolutions of 64 channels on 32x32 pixels all passes (forward, input gradient, weight
-gradient) are Winograd's, of those of 512 channels on 4x4 pixels only both gradients; what is not named is torch's.
+A choice is text, as in a run's `config.json`: "torch" for torch's convolutions, or a table such as "64@32:fiw
+512@4:iw". Here the 3x3 convolutions with 64 channels on 32x32 pixels use Winograd's algorithm in all passes (forward,
+input gradient, weight gradient), those with 512 channels on 4x4 pixels in both gradients, and all others use torch's.
 """
 
 import re
@@ -16,8 +16,8 @@ from fastcifar.machine import cpu_flags
 
 TORCH = "torch"
 _EVERYTHING = f"all:{ALL_PASSES}"
-# By the precision and an instruction set: where Winograd's pass took less time than torch's, at batch size 128, as
-# `benchmarks/convolutions.py` measures it.
+# By precision and instruction set: the passes in which Winograd's took less time than torch's, at batch size 128,
+# measured with `benchmarks/convolutions.py`.
 _MEASURED = {
     ("fp32", "avx512f"): "64@32:fiw 128@16:fiw 256@8:fiw 512@4:fiw",  # AMD EPYC, Zen 4
     ("fp32", "avx2"): "64@32:fiw 128@16:fiw 256@8:fiw 512@4:fiw",  # AMD EPYC, Zen 3
@@ -29,13 +29,13 @@ def choose_convolution(choice: str, device: torch.device, precision: str) -> str
     """The convolutions of a run.
 
     Args:
-        choice: "torch"; "winograd" wherever the kernel can; or "auto" for what was measured on this kind of CPU, which
-            is torch's where nothing was.
-        device: Winograd's are for the CPU.
+        choice: "torch"; "winograd" wherever the kernel supports it; or "auto" for the passes measured to be faster on
+            this kind of CPU, and torch's where nothing was measured.
+        device: Winograd's algorithm is for the CPU only.
         precision: "bf16" or "fp32".
 
     Raises:
-        ArgumentError: there is no such choice.
+        ArgumentError: the choice is not known.
     """
     if choice not in ("auto", TORCH, "winograd"):
         raise ArgumentError("convolution", f"must be auto, torch or winograd, not {choice!r}")
@@ -50,7 +50,7 @@ def choose_convolution(choice: str, device: torch.device, precision: str) -> str
 
 
 def option_of(convolution: str, device: torch.device, precision: str) -> str:
-    """The choice that gives these convolutions on this machine; "auto" where it is one of several, or none does."""
+    """The choice that gives these convolutions on this machine; "auto" if it is one of several, or if none does."""
     for choice in ("auto", TORCH, "winograd"):
         if convolution == choose_convolution(choice, device, precision):
             return choice
@@ -61,7 +61,7 @@ def parse_convolution(convolution: str) -> dict[str, str]:
     """The passes by shape, "channels@size" or "all"; nothing for "torch".
 
     Raises:
-        ValueError: the text is not such a choice.
+        ValueError: the text is not a valid choice.
     """
     if convolution == TORCH:
         return {}
@@ -71,7 +71,7 @@ def parse_convolution(convolution: str) -> dict[str, str]:
 
 
 class _Conv3x3(nn.Conv2d):
-    """A convolution that uses Winograd's algorithm where a table says so; its parameter is the original's."""
+    """A convolution that uses Winograd's algorithm by a table; its parameter is the original's."""
 
     def __init__(self, original: nn.Conv2d, table: dict[str, str]) -> None:
         super().__init__(
@@ -97,14 +97,14 @@ class _Conv3x3(nn.Conv2d):
 
 
 def use_convolution(model: nn.Module, convolution: str) -> None:
-    """Let a model on the CPU use these convolutions, in place; its parameters and their names stay.
+    """Make a model on the CPU use these convolutions, in place; its parameters and their names stay.
 
     Args:
-        model: whose 3x3 convolutions of stride 1 and padding 1, without bias, may change.
-        convolution: as `choose_convolution` gives it.
+        model: its 3x3 convolutions of stride 1 and padding 1, without bias, may change.
+        convolution: from `choose_convolution`.
 
     Raises:
-        ValueError: it is not such a choice.
+        ValueError: `convolution` is not a valid choice.
     """
     table = parse_convolution(convolution)
     if not table:

@@ -4,18 +4,18 @@ from collections.abc import Callable
 
 import torch
 
-_WARM_UPS = 3  # on a stream of their own, as torch's notes on CUDA graphs ask for
+_WARM_UPS = 3  # on a separate stream, as torch's notes on CUDA graphs require
 
 
 class CudaGraphStep:
     """Replays `run()`, one step at a time or several in one graph.
 
-    Recording runs `run` three times, so what those runs change is the caller's to restore, in place: the graph has the
-    addresses of every tensor that `run` touched. What is captured is not run.
+    Recording calls `run` three times. The caller must undo the changes of these calls in place, because the graph holds
+    the address of every tensor that `run` uses. Captured operations are not executed.
 
     Args:
-        run: a step; it works on tensors of fixed addresses and shapes on a CUDA device and never waits for it.
-        steps_per_graph: how many steps one launch may hold.
+        run: a step on tensors with fixed addresses and shapes on a CUDA device, which never waits for the device.
+        steps_per_graph: the number of steps that one launch may contain.
 
     Raises:
         RuntimeError: `run` does something that cannot be captured.
@@ -24,7 +24,7 @@ class CudaGraphStep:
     def __init__(self, run: Callable[[], None], steps_per_graph: int = 1) -> None:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        # Autograd remembers the stream on which it first met a weight, so warm-up and capture must share one.
+        # Autograd remembers the stream on which it first used a weight, so warm-up and capture must share a stream.
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
                 run()
@@ -43,14 +43,14 @@ class CudaGraphStep:
         return graph
 
     def begin_epoch(self) -> None:
-        """Forget steps that were issued ahead of an epoch that was left early."""
+        """Forget steps that were issued ahead in an epoch that was left early."""
         self._num_ahead = 0
 
     def step(self, num_left: int) -> None:
-        """Issue the next step, unless a launch before did so.
+        """Issue the next step, unless an earlier launch has done so.
 
         Args:
-            num_left: steps of the epoch that were not asked for yet, this one included.
+            num_left: the number of remaining steps in the epoch, including this one.
         """
         if self._num_ahead == 0:
             fits = num_left >= self._steps_per_graph

@@ -1,4 +1,4 @@
-"""What a model makes of images: logits, loss, accuracy."""
+"""Evaluates a model on images: logits, loss, accuracy."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from fastcifar.pipeline.augment import affine_coeffs, choose_subset, sample_augm
 from fastcifar.recipes import Recipe
 from fastcifar.training.cuda_graph import CudaGraphStep
 
-# Both divide 5,000; a batch that is not full is filled up, so one shape serves all.
+# Both divide 5,000; a batch that is not full is padded, so all have one shape.
 _MAX_BATCH_SIZE = 500
 _MAX_CUDA_BATCH_SIZE = 1000
 
@@ -25,16 +25,16 @@ class EvalSet:
     """The chosen images of a split, on a device.
 
     Args:
-        split: from `prepare.load_val_and_test`.
-        num_images: how many of a fixed choice.
-        device: where to.
-        recipe: whose seed, padding and angle the augmented images are drawn with.
+        split: from `data.folder.load_val_and_test`.
+        num_images: the number of images, the first of a fixed permutation.
+        device: the device of the images.
+        recipe: its seed, padding and angle are used to augment the images.
 
     Attributes:
-        indices: `(N,)` int64, on the CPU: the images' global sample indices.
+        indices: `(N,)` int64 on the CPU, the images' global sample indices.
         images: `(N, 32, 32, 3)` uint8.
         labels: `(N,)` int64.
-        coeffs: `(N, 9)` int32 of the augmented images, the same for every model of a seed: those of epoch 0.
+        coeffs: `(N, 9)` int32 of the augmented images, always those of epoch 0, so they depend on the seed only.
     """
 
     def __init__(self, split: Split, num_images: int, device: torch.device, recipe: Recipe) -> None:
@@ -57,15 +57,15 @@ def _classify(model: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> Te
 
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
-    """`_classify` as torch.compile builds it: once for all models, on its first call."""
+    """`_classify`, compiled once for all models on its first call."""
     return torch.compile(_classify, dynamic=False)
 
 
 class CompiledPass:
-    """A model's pass over a batch, by torch.compile; on CUDA captured as a CUDA graph, for batches of the first's size.
+    """A model's compiled pass over a batch; on CUDA captured as a CUDA graph, for batches of the first one's size.
 
     Args:
-        device: the model's.
+        device: the model's device.
 
     Attributes:
         capture_failure: why it could not be captured, or None.
@@ -77,7 +77,7 @@ class CompiledPass:
         self.capture_failure: str | None = None
 
     def __call__(self, model: nn.Module, images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-        """Logits of one batch, which the next call overwrites; always of the same model, whose weights may change."""
+        """Logits of one batch, overwritten by the next call. All calls need the same model; its weights may change."""
         if self._captures:
             self._captures = False
             self._capture(model, images.clone(), mean, std)
@@ -114,17 +114,17 @@ def compute_logits(
 ) -> Tensor:
     """Classify every image exactly once.
 
-    The ranks of a world take turns at whole batches, so the result is the same for any number of them.
+    The ranks of a world take turns with whole batches, so the result is the same for any number of them.
 
     Args:
-        model: takes `(B, 3, 32, 32)`, returns `(B, 10)`; its training mode is restored.
+        model: from `(B, 3, 32, 32)` to `(B, 10)`; its training mode is restored.
         images: `(N, 32, 32, 3)` uint8 on the model's device, N at least 1.
-        mean: `(3,)` float32, see `augment.normalise`.
+        mean: `(3,)` float32, see `gather.normalise`.
         std: `(3,)` float32.
         precision: "bf16" for autocast, or "fp32".
         coeffs: `(N, 9)` int32 from `augment.affine_coeffs` to augment the images; None for clean ones.
-        compiled: of this model, to make the pass with, which is worth it where many are made; None for plain torch.
-        world: whose ranks all call this, with the same arguments.
+        compiled: this model's compiled pass, which pays off for many passes; None for plain torch.
+        world: all its ranks must call this with the same arguments.
 
     Returns:
         `(N, 10)` float32 logits on the model's device, on every rank.
@@ -136,13 +136,13 @@ def compute_logits(
     starts = range(0, len(images), size)
     logits = torch.zeros((len(starts) * size, NUM_CLASSES), device=images.device)
     for start in starts[world.rank :: world.size]:
-        # Positions beyond the end repeat the last image; their logits are cut off below.
+        # Positions beyond the end repeat the last image; their logits are dropped below.
         positions = torch.arange(start, start + size, device=images.device).clamp_(max=len(images) - 1)
         batch = images[positions] if coeffs is None else gather_augmented(images, positions, coeffs[positions])
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
             logits[start : start + size] = classify(model, batch, mean, std)
     model.train(was_training)
-    world.all_reduce_sum(logits)  # of zeros and one rank's
+    world.all_reduce_sum(logits)  # only one rank's are not zero
     return logits[: len(images)]
 
 

@@ -1,7 +1,7 @@
 """The optimizer's pass over float32 master weights, whose gradients and copies may be bf16: one compiled function.
 
-torch's optimizers want a gradient of the weight's own type. The mathematics, and the state, are those of torch.optim's
-SGD and Adam, so a checkpoint does not tell which of them made a step.
+torch's optimizers need gradients of the weight's type. The mathematics and the state are those of torch.optim's SGD and
+Adam, so a checkpoint can be used with either implementation.
 """
 
 import math
@@ -14,12 +14,12 @@ from fastcifar.recipes import Recipe
 
 
 class MasterWeights:
-    """Updates an optimizer's parameters, and the copies of them that a step differentiates.
+    """Updates an optimizer's parameters, and their copies, by which a step differentiates.
 
     Args:
-        optimizer: torch's, built for the recipe; its state is created here where it has none, and then kept.
-        recipe: whose optimizer it is.
-        leaves: one for each parameter: that parameter itself, or its copy in another type.
+        optimizer: torch's optimizer for the recipe; missing state is created here.
+        recipe: the recipe of the optimizer.
+        leaves: one per parameter: the parameter, or its copy in another type.
     """
 
     def __init__(self, optimizer: Optimizer, recipe: Recipe, leaves: list[Tensor]) -> None:
@@ -33,7 +33,7 @@ class MasterWeights:
 
     @torch.no_grad()
     def sync(self) -> None:
-        """Take up parameters and state that something else has set: renew copies, create state that is missing."""
+        """Adopt parameters and state that were set elsewhere: update the copies, create missing state."""
         for position, copy in zip(self._copied, self._copies, strict=True):
             copy.copy_(self._masters[position])
         for master in self._masters:
@@ -50,10 +50,10 @@ class MasterWeights:
         """One step of the optimizer; a function for torch.compile.
 
         Args:
-            gradients: one for each parameter, in any floating type.
+            gradients: one per parameter, in any floating type.
             lr: `()` float32, on the parameters' device.
         """
-        for positions in filter(None, (self._copied, self._own)):  # Inductor fuses lists of one length only
+        for positions in filter(None, (self._copied, self._own)):  # Inductor only fuses lists of equal length
             masters = [self._masters[position] for position in positions]
             some_gradients = [gradients[position] for position in positions]
             states = [self._optimizer.state[master] for master in masters]
@@ -89,8 +89,8 @@ def update_sgd(
     momentum: float,
     decay: float,
 ) -> None:
-    """`torch.optim.SGD` without dampening or Nesterov; no buffers are given where momentum is 0."""
-    updates = torch._foreach_add(torch._foreach_mul(masters, decay), gradients)  # float32, whatever the gradients are
+    """`torch.optim.SGD` without dampening or Nesterov; there are no buffers if momentum is 0."""
+    updates = torch._foreach_add(torch._foreach_mul(masters, decay), gradients)  # float32 for gradients of any type
     if momentum:
         torch._foreach_mul_(buffers, momentum)
         torch._foreach_add_(buffers, updates)
@@ -119,7 +119,7 @@ def update_adam(
     torch._foreach_mul_(squares, beta2)
     torch._foreach_addcmul_(squares, updates, updates, value=1 - beta2)
     num_done = num_steps[0]  # all are equal
-    # 1 - beta ** num_done, without the digits that float32 would lose.
+    # 1 - beta ** num_done, without float32's loss of digits.
     correction1, correction2 = (-torch.expm1(num_done * math.log(beta)) for beta in betas)
     scale = lr / correction1
     roots = torch._foreach_mul(torch._foreach_sqrt(squares), correction2.rsqrt())

@@ -1,4 +1,4 @@
-"""A model under training: one step, one epoch, and the state that goes on from there."""
+"""Trains a model: one step, one epoch, and the state for a checkpoint."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -22,32 +22,32 @@ from fastcifar.training.in_flight import StepsInFlight
 from fastcifar.training.master_weights import MasterWeights
 from fastcifar.training.model import ResNet18, build_model
 
-# Inductor stores a value that several kernels read, rather than compute it in each of them, if it takes more reads than
-# that many. Its own limit, 4, stores each pixel's source before the gather, and masked gradients in float32.
+# If a value needs more reads than this, Inductor stores it instead of computing it in every kernel that uses it. Its
+# default, 4, stores each pixel's source before the gather, and masked gradients in float32.
 _GATHER_SETTINGS: Any = {"realize_reads_threshold": 1000, "realize_opcount_threshold": 10000}
 _STEP_SETTINGS: Any = {"realize_reads_threshold": 8, "realize_opcount_threshold": 60}
 
 
 class Trainer:
-    """A model, its optimizer and schedule, and what one step does to them.
+    """A model with its optimizer, schedule and training step.
 
     Args:
-        recipe: what to train by.
-        device: where.
+        recipe: the recipe to train with.
+        device: the device to train on.
         precision: "bf16" or "fp32".
         compile: whether torch.compile builds the step's parts; on CUDA the whole step, from the gather to the weights,
             is then captured as a CUDA graph by `warm_up`.
-        world: whose ranks each train on their share of every batch, and average their gradients.
-        sync_bn: whether batch norm takes its statistics over all ranks, and nothing is compiled; otherwise each rank
-            has its own in training, and their mean at an epoch's end.
-        convolution: whose convolutions are used, see `training.convolution`.
+        world: its ranks each train on their share of every batch, and average their gradients.
+        sync_bn: whether batch norm computes its statistics over all ranks, without compilation; otherwise each rank
+            has separate statistics in training, which are averaged at an epoch's end.
+        convolution: which convolutions are used, see `training.convolution`.
         options: how the step is built if it is compiled; None for the defaults.
 
     Attributes:
-        model: on the device, channels-last, float32.
+        model: the model, on the device, channels-last, float32.
         optimizer: its learning rate is the schedule's, a Python float on every device.
-        totals: `(2,)` float64 on the device: of this rank's steps so far in this epoch, the losses of all images and
-            the number of them classified rightly.
+        totals: `(2,)` float64 on the device: the summed losses and the number of correctly classified images, over
+            this rank's steps so far in this epoch.
         capture_failure: why the step could not be captured, or None.
     """
 
@@ -66,7 +66,9 @@ class Trainer:
         self.model = build_model(recipe.seed).to(memory_format=torch.channels_last).to(device)
         use_convolution(self.model, convolution)
         if sync_bn and world.size > 1:
-            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # in place, but for a model that is one itself
+            nn.SyncBatchNorm.convert_sync_batchnorm(
+                self.model
+            )  # in place, because the model is not itself a batch norm
         world.broadcast_tensors(self.model.state_dict().values())
         self.mean = torch.tensor(recipe.mean, device=device)
         self.std = torch.tensor(recipe.std, device=device)
@@ -75,7 +77,7 @@ class Trainer:
         self._rank_batch_size = recipe.global_batch_size // world.size
         self.optimizer = self._build_optimizer(recipe)
         self.scheduler = self._build_scheduler(recipe)
-        # All of this is on the device, where a captured step reads and advances it.
+        # All of this is on the device, where a captured step reads and updates it.
         self._lr = torch.zeros((), device=device)
         self.totals = torch.zeros(2, dtype=torch.float64, device=device)
         self._step_index = torch.zeros(1, dtype=torch.int64, device=device)  # steps so far in this epoch
@@ -86,7 +88,7 @@ class Trainer:
         self._build_step(recipe, (options or StepOptions()) if compile and not sync_bn else None)
 
     def _build_step(self, recipe: Recipe, options: StepOptions | None) -> None:
-        """Choose what a step is made of; without options torch.compile has no part in it."""
+        """Build the parts of a step; without options nothing is compiled."""
         self._options = options
         self._captures = options is not None and self._device.type == "cuda"
         masters: list[Tensor] = list(self.model.parameters())
@@ -104,7 +106,7 @@ class Trainer:
         self.forward = torch.compile(self.compute_loss, dynamic=False, options=settings | _STEP_SETTINGS)
         if options.bf16_weights and self.precision == "bf16":
             self._master_weights = MasterWeights(self.optimizer, recipe, self._leaves)
-            self.optimizer.step()  # without gradients: nothing changes, but the schedule warns if no step was ever made
+            self.optimizer.step()  # without gradients nothing changes; the schedule would warn if no step was made
             self._update = torch.compile(self._update_masters, dynamic=False, options=settings)
 
     def _build_optimizer(self, recipe: Recipe) -> torch.optim.Optimizer:
@@ -120,13 +122,13 @@ class Trainer:
         return StepLR(self.optimizer, step_size=recipe.step_epochs, gamma=recipe.step_factor)
 
     def _read_batch(self, loader: Loader, step: Tensor) -> Batch:
-        """A batch's normalised images and its labels; steps beyond the epoch, in a warm-up, are its first ones."""
+        """A batch's normalised images and its labels; in a warm-up, steps beyond the epoch's end wrap around."""
         images, labels = loader.read(step % loader.num_steps)
         inputs = normalise(images, self.mean, self.std)
         return self._network.to_input(inputs) if isinstance(self._network, CompiledNetwork) else inputs, labels
 
     def compute_loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of a batch; it also advances the epoch's totals and counters."""
+        """Mean cross-entropy of a batch; also updates the epoch's totals and counters."""
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             logits = self._network(inputs)
             loss = functional.cross_entropy(logits, labels)
@@ -140,12 +142,12 @@ class Trainer:
     def warm_up(self, loader: Loader) -> None:
         """Let torch.compile build the step, and capture it on CUDA, before it is timed.
 
-        Model and optimizer are then put back to where they were. A state to go on from must be loaded before: the graph
-        has the addresses of its tensors. Where the step cannot be captured, `capture_failure` says why, and it is
-        issued kernel by kernel.
+        Model and optimizer are then restored. A checkpoint's state must be loaded before, because the graph holds the
+        addresses of its tensors. If the step cannot be captured, `capture_failure` says why, and steps are issued
+        kernel by kernel.
 
         Args:
-            loader: of the batches that are trained on; a captured step reads no other's.
+            loader: the loader to train with; a captured step reads from no other.
         """
         state = self.state()
         self.model.train()
@@ -176,12 +178,12 @@ class Trainer:
                 group["lr"] = rate
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Put back, in place, what `state()` gave."""
+        """Restore, in place, the output of `state()`."""
         self.model.load_state_dict(state["model"])
         before = state["optimizer"]["state"]
         for position, parameter in enumerate(self.model.parameters()):
             for name, value in self.optimizer.state[parameter].items():
-                # Where no step was made yet it is zero: momentum, Adam's moments and its count of steps.
+                # Before the first step these are zero: momentum, Adam's moments and its count of steps.
                 value.copy_(before[position][name] if position in before else torch.zeros_like(value))
         if self._master_weights is not None:
             self._master_weights.sync()
@@ -192,7 +194,7 @@ class Trainer:
         return self._graph is not None
 
     def step(self, loader: Loader) -> None:
-        """One optimizer step on the batch that the loader made available last; nothing crosses to the host."""
+        """One optimizer step on the batch that the loader made available last; copies nothing to the host."""
         if self._graph is None:
             self._step(loader)
         else:
@@ -217,12 +219,12 @@ class Trainer:
         self._master_weights.update(gradients, self._lr)
 
     def first_bad_step(self) -> int | None:
-        """The first step of this epoch, from 0, whose loss was no finite number on any rank; waits for the device."""
+        """The first step of this epoch, from 0, with a loss that is not finite on some rank; waits for the device."""
         num_finite = -int(self._world.all_reduce_max(-self._num_finite.item()))
         return num_finite if num_finite < self._step_index.item() else None
 
     def begin_epoch(self) -> None:
-        """Before an epoch's first step: training mode, no totals, the schedule's learning rate on the device."""
+        """Prepare an epoch: training mode, totals of zero, the schedule's learning rate on the device."""
         self.model.train()
         for counter in (self.totals, self._num_finite, self._step_index):
             counter.zero_()
@@ -232,15 +234,15 @@ class Trainer:
         self._lr.fill_(self.optimizer.param_groups[0]["lr"])
 
     def train_epoch(self, loader: Loader, epoch: int, on_step: Callable[[int], None]) -> tuple[float, float]:
-        """Train on every full batch of an epoch, then advance the schedule; model and totals are then the world's.
+        """Train on every full batch of an epoch, then advance the schedule, and combine totals and statistics of ranks.
 
         Args:
-            loader: of the augmented batches, this rank's share of each.
-            epoch: from 0.
-            on_step: called after each step was issued, with the number of steps of this epoch that are finished.
+            loader: loads the augmented batches, this rank's share of each.
+            epoch: the epoch, from 0.
+            on_step: called after each step is issued, with the number of finished steps in this epoch.
 
         Returns:
-            Mean loss and accuracy over the epoch's augmented images, as the model stood at each step.
+            Mean loss and accuracy over the epoch's augmented images, each with the weights of its step.
         """
         self.begin_epoch()
         with contextlib.closing(loader.epoch(epoch)) as steps:
@@ -255,7 +257,7 @@ class Trainer:
         return loss, accuracy
 
     def _finish_statistics(self, num_steps: int) -> None:
-        """Count an epoch's batches where the step did not, and give every rank the mean of the ranks' statistics."""
+        """Count an epoch's batches if the step did not, and give every rank the mean of the ranks' statistics."""
         if self._options is not None:
             for name, buffer in self.model.named_buffers():
                 if name.endswith("num_batches_tracked"):
@@ -270,14 +272,14 @@ class Trainer:
             buffer.copy_(values)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Go on from what `state()` gave; to be called before `warm_up`.
+        """Load the output of `state()`; must be called before `warm_up`.
 
         Raises:
-            RuntimeError, ValueError, KeyError: it is of another model, optimizer or schedule.
+            RuntimeError, ValueError, KeyError: it belongs to another model, optimizer or schedule.
         """
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, values in self.optimizer.state.items():  # torch itself does not look
+        for parameter, values in self.optimizer.state.items():  # torch does not check this
             if any(value.dim() > 0 and value.shape != parameter.shape for value in values.values()):
                 raise ValueError("the optimizer's state does not fit the model")
         self.scheduler.load_state_dict(state["scheduler"])
@@ -285,7 +287,7 @@ class Trainer:
             self._master_weights.sync()
 
     def state(self) -> dict[str, Any]:
-        """All that training on needs, detached from what training changes."""
+        """A copy of everything that further training needs."""
         return {
             "model": {name: value.clone() for name, value in self.model.state_dict().items()},
             "optimizer": _cloned(self.optimizer.state_dict()),

@@ -1,6 +1,6 @@
 """Print, as JSON, the largest errors of the Triton batch norm, run by Triton's interpreter, beside torch in float64.
 
-A process of its own, because Triton reads TRITON_INTERPRET where a kernel is defined.
+A separate process, because Triton reads TRITON_INTERPRET when a kernel is defined.
 """
 
 import itertools
@@ -15,8 +15,11 @@ from support.batch_norm_errors import errors
 
 from fastcifar.kernels import batch_norm_triton
 
-vars(batch_norm_triton)["wrap_triton"] = lambda kernel: kernel  # torch 2.11's knows compiled kernels only
-batch_norm_triton._MAX_PARTIALS, batch_norm_triton._MAX_PROGRAMS = 4, 8  # so that few rows are several tiles a program
+vars(batch_norm_triton)["wrap_triton"] = lambda kernel: kernel  # torch 2.11's only accepts compiled kernels
+batch_norm_triton._MAX_PARTIALS, batch_norm_triton._MAX_PROGRAMS = (
+    4,
+    8,
+)  # so that few rows give several tiles per program
 SMALL = (2, 3, 3, 5)  # one block that is not full
 LARGE = (5, 40, 13, 17)  # three partials of three tiles each, two channel blocks that are not full
 ALL = list(itertools.product((False, True), repeat=3))  # residual, ReLU, more gradients

@@ -1,7 +1,7 @@
-"""Print how many images the H100's gather gets wrong, of one for each angle level, when Triton's interpreter runs it.
+"""Print how many images the H100's gather gets wrong in Triton's interpreter, with one image for each angle level.
 
-The kernels are those that Inductor generates for a compiled step. A process of its own, because generating them changes
-torch, and Triton reads TRITON_INTERPRET where a kernel is defined. Two minutes on one core.
+The kernels are those that Inductor generates for a compiled step. A separate process, because generating them changes
+torch, and Triton reads TRITON_INTERPRET when a kernel is defined. Two minutes on one core.
 """
 
 import json
@@ -31,7 +31,7 @@ BATCH_SIZE, NUM_IMAGES, BLOCK = 2048, 1000, 1 << 20  # the largest block that Tr
 
 
 class AllLevels(EpochPlanner):
-    """An epoch that rotates by every angle level once, each with a crop and a flip of its own."""
+    """An epoch that rotates by every angle level once, each with its own crop and flip."""
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
         params = replace(sample_augmentation(42, epoch, self.indices), angle_level=self.indices)
@@ -58,7 +58,7 @@ def define(source: str, folder: Path) -> dict[str, Any]:
 
 
 class Launcher:
-    """A kernel, called as generated code does."""
+    """A kernel, with the calls that generated code makes."""
 
     def __init__(self, kernel: Any) -> None:
         self._kernel = kernel

@@ -1,4 +1,4 @@
-"""tools/gpu_report.py on the tiny dataset, its benchmark cut short."""
+"""tools/gpu_report.py on the tiny dataset, with a shortened benchmark."""
 
 import sys
 from pathlib import Path

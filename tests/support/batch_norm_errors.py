@@ -1,4 +1,4 @@
-"""The Triton batch norm beside torch in float64: on a GPU, or in Triton's interpreter."""
+"""The Triton batch norm compared with torch in float64, on a GPU or in Triton's interpreter."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def errors(
     has_relu: bool,
     has_more: bool,
 ) -> dict[str, float]:
-    """The largest difference of each result, as a part of the result's largest value; on torch's default device."""
+    """The largest difference of each result, relative to the result's largest value; on torch's default device."""
     torch.manual_seed(sum(shape))
     features, residual, gradient, more = (
         torch.randn(shape).to(dtype).to(memory_format=torch.channels_last) for _ in range(4)
@@ -40,7 +40,7 @@ def errors(
         exact[0], running_mean, running_var, exact[1], exact[2], training=True, momentum=1.0, eps=EPS
     )
     expected = expected + exact[3] if has_residual else expected
-    # Of values next to ReLU's kink rounding decides, so the gradients are compared by the result's own mask.
+    # Rounding decides values next to ReLU's kink, so the gradients are compared with the result's own mask.
     behind_relu = gradient.double() + more.double() if has_more else gradient.double()
     behind_relu = behind_relu.where(result > 0, 0) if has_relu else behind_relu
     expected_gradients = torch.autograd.grad(expected, exact[: 4 if has_residual else 3], behind_relu)

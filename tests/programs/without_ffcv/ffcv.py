@@ -1,3 +1,3 @@
-"""In front of the path, this hides FFCV from a process and from those that it starts."""
+"""First on the path, this module hides FFCV from a process and its child processes."""
 
 raise ImportError("No module named 'ffcv'")
