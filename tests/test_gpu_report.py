@@ -1,6 +1,7 @@
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ import gpu_report
 import pytest
 from click.testing import CliRunner
 from support.command_line import ENVIRONMENT, PROGRAMS
+
+from fastcifar.errors import Interrupted
 
 TINY = ["--device", "cpu", "--images", "40", "--batch-size", "8", "--rounds", "1", "--epochs", "1", "--seeds", "1"]
 
@@ -83,6 +86,20 @@ def test_a_stage_goes_on_where_it_was_cut_off(tiny_data: Path, tmp_path: Path, m
     (tmp_path / "steps.json").write_text(json.dumps(content))
     assert "steps, good: measured before" in run(tmp_path, tiny_data, "--stage", "steps")
     assert made == ["good", "bad", "late", "late"]
+
+
+def test_a_measurement_that_was_stopped_is_made_again(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure() -> None:
+        raise Interrupted(signal.SIGTERM, "2 epochs are saved")
+
+    monkeypatch.setitem(gpu_report.STAGES, "steps", lambda _: {"run": measure})
+    arguments = ["--out", str(tmp_path), "--data", str(tiny_data), *TINY, "--stage", "steps"]
+    result = CliRunner().invoke(gpu_report.main, arguments)
+    assert result.exit_code == 1
+    assert "2 epochs are saved" in result.output
+    assert not (tmp_path / "steps.json").exists()
 
 
 def test_a_stage_ends_in_time(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ from measure import choose_device, choose_precision, describe_machine, load_imag
 
 from fastcifar.data import cifar10  # noqa: E402
 from fastcifar.distributed import World  # noqa: E402
-from fastcifar.errors import reason  # noqa: E402
+from fastcifar.errors import Interrupted, reason  # noqa: E402
 from fastcifar.files import read_json, replacing, write_json  # noqa: E402
 from fastcifar.kernels.gather import gather_augmented  # noqa: E402
 from fastcifar.pipeline.augment import NUM_LEVELS, affine_coeffs, sample_augmentation  # noqa: E402
@@ -352,6 +352,8 @@ def run_stage(name: str, campaign: Campaign) -> None:
         start = time.perf_counter()
         try:
             row = measure()
+        except Interrupted as error:  # the repeated command goes on with it
+            raise click.ClickException(str(error)) from error
         except Exception as error:
             row = {"error": f"{type(error).__name__}: {reason(error)}"}
         rows[key] = {"seconds": time.perf_counter() - start, "found": row}
