@@ -32,7 +32,7 @@ def found(out: Path, stage: str) -> dict[str, Any]:
 
 
 def run_as_a_program(out: Path, data: Path, *, has_ffcv: bool, arguments: list[str]) -> None:
-    """In a process of its own whose processes cannot import FFCV either, as on a GPU host with a bare checkout."""
+    """In a separate process in which, with its child processes, FFCV cannot be imported, as on a bare GPU host."""
     command = [sys.executable, "-W", "ignore", str(PROGRAMS / "tiny_gpu_report.py"), "--out", str(out)]
     paths = [ENVIRONMENT["PYTHONPATH"]] if has_ffcv else [str(PROGRAMS / "without_ffcv"), ENVIRONMENT["PYTHONPATH"]]
     environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
@@ -103,7 +103,7 @@ def test_a_measurement_that_was_stopped_is_made_again(
 
 
 def test_a_stage_ends_in_time(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before a measurement that would take too long, if it takes as long as the longest one before it."""
+    """It ends before a measurement that would take too long, if that takes as long as the longest one so far."""
     seconds = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: seconds)
     monkeypatch.setattr(time, "perf_counter", lambda: seconds)

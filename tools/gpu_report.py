@@ -1,10 +1,10 @@
-"""Everything we claim of a GPU, measured by one command, in stages that each take less than 8.5 minutes.
+"""All measurements on a GPU by one command, in stages that each take less than 8.5 minutes.
 
     python tools/gpu_report.py --out DIR [--stage tests --stage switches ...]
 
-A stage writes `DIR/<stage>.json` after each measurement, and goes on where it was cut off or had no time left;
-`DIR/report.md` shows all of them. Without a GPU it runs on the CPU, as a trial of the command itself; give tiny sizes
-then. docs/gpu-day.md has the commands for half an hour on a GPU.
+A stage writes `DIR/<stage>.json` after each measurement. If it was stopped or had no time left, the same command
+continues it. `DIR/report.md` shows all of them. Without a GPU it runs on the CPU, as a trial of the command; give tiny
+sizes then. docs/gpu-day.md has the commands for half an hour on a GPU.
 """
 
 import itertools
@@ -56,7 +56,7 @@ _ON: dict[str, Any] = {name: 10 if name == "steps_per_graph" else True for name 
 
 @dataclass(frozen=True)
 class Campaign:
-    """What the stages share."""
+    """The common parts of the stages."""
 
     out: Path
     data_dir: Path
@@ -69,11 +69,11 @@ class Campaign:
 
     @property
     def is_cuda(self) -> bool:
-        """Whether this is more than a trial."""
+        """Whether this is a real measurement, not a trial."""
         return self.device.type == "cuda"
 
     def loader(self, batch_size: int, device: torch.device) -> ResidentLoader:
-        """A resident loader, as training has it."""
+        """A resident loader, as in training."""
         split = load_images(self.data_dir, self.num_images)
         planner = EpochPlanner(
             torch.from_numpy(split.indices).to(device), batch_size, seed=42, padding=4, max_angle_deg=15
@@ -82,7 +82,7 @@ class Campaign:
         return ResidentLoader(images.to(device), labels.to(device), planner)
 
     def trainer(self, recipe: str, batch_size: int, options: StepOptions | None = None) -> Trainer:
-        """A trainer as training has it."""
+        """A trainer, as in training."""
         return Trainer(
             replace(RECIPES[recipe], global_batch_size=batch_size),
             self.device,
@@ -92,7 +92,7 @@ class Campaign:
         )
 
 
-Measurements = dict[str, Callable[[], Any]]  # by name; each gives what its row in the stage's file holds
+Measurements = dict[str, Callable[[], Any]]  # by name; each returns its row for the stage's file
 
 
 def tests(campaign: Campaign) -> Measurements:
@@ -119,7 +119,7 @@ def tests(campaign: Campaign) -> Measurements:
         return {"angle_levels": NUM_LEVELS, "images_that_differ": num_different}
 
     def compare_losses() -> Result:
-        """Of five steps, float32 by float32."""
+        """Compare the losses of five steps in float32."""
         losses = {}
         for where in (torch.device("cpu"), campaign.device):
             recipe = replace(RECIPES["adam89"], global_batch_size=campaign.batch_size)
@@ -144,7 +144,7 @@ def first_losses(trainer: Trainer, loader: ResidentLoader, num_steps: int) -> li
 
 
 def compared(losses: dict[str, list[float]]) -> Result:
-    """Losses of each side by name, and whether both sides agree; without a GPU there is one."""
+    """Losses of each side by name, and whether they agree; without a GPU there is one side."""
     if len(losses) == 1:
         return {"losses": losses, "not done": "there is no GPU to compare with"}
     ours, theirs = losses.values()
@@ -154,7 +154,7 @@ def compared(losses: dict[str, list[float]]) -> Result:
 
 
 def profile(campaign: Campaign) -> Measurements:
-    """Where a step's time goes; and the L2 hit rates of its kernels, if ncu is there."""
+    """The time of a step by kernel, and the L2 hit rates of its kernels if ncu is installed."""
 
     def kernels() -> Result:
         from torch.profiler import ProfilerActivity
@@ -207,7 +207,7 @@ def profile(campaign: Campaign) -> Measurements:
 
 
 def steps(campaign: Campaign) -> Measurements:
-    """A few compiled steps, not captured, for ncu to watch."""
+    """A few compiled steps, not captured, to run under ncu."""
 
     def measure() -> list[float]:
         loader = campaign.loader(campaign.batch_size, campaign.device)
@@ -225,7 +225,7 @@ def switches(campaign: Campaign) -> Measurements:
 
     def build(name: str, size: int) -> Callable[[], Result]:
         def measure() -> Result:
-            torch._dynamo.reset()  # with every variant's graphs it would reach its limit, and go on uncompiled
+            torch._dynamo.reset()  # otherwise the variants' graphs reach its limit, and it stops compiling
             loader = campaign.loader(size, campaign.device)
             trainer = campaign.trainer("sgd92", size, variants[name.split(" at ")[0]])
             start = time.perf_counter()
@@ -248,7 +248,7 @@ def switches(campaign: Campaign) -> Measurements:
 
 
 def throughput(campaign: Campaign) -> Measurements:
-    """Both recipes against the baselines, by the benchmark itself."""
+    """Both recipes against the baselines, with the throughput benchmark."""
 
     def build(recipe: str) -> Callable[[], Result]:
         def measure() -> Result:
@@ -299,7 +299,7 @@ def recipes(campaign: Campaign) -> Measurements:
 
 
 def distributed(campaign: Campaign) -> Measurements:
-    """The all-reduce inside a CUDA graph, in an NCCL group of one rank: 100 replays beside the uncaptured step."""
+    """The all-reduce inside a CUDA graph, in an NCCL group of one rank: 100 replays against the uncaptured step."""
 
     def measure() -> Result:
         if not campaign.is_cuda:
@@ -324,7 +324,7 @@ def distributed(campaign: Campaign) -> Measurements:
 
 
 class _WorldOfOne(World):
-    """A world of one rank that talks to itself, so that the all-reduce is made."""
+    """A world of one rank that still makes the all-reduce."""
 
     def all_reduce_sum(self, tensor: torch.Tensor) -> None:
         dist.all_reduce(tensor)
@@ -336,7 +336,7 @@ STAGES: dict[str, Callable[[Campaign], Measurements]] = {
 
 
 def run_stage(name: str, campaign: Campaign) -> None:
-    """Make the measurements that are missing; a failure is a finding, and not the end."""
+    """Make the missing measurements; a failure is recorded, and the stage continues."""
     path = campaign.out / f"{name}.json"
     machine = describe_machine(campaign.device) | {"is_gpu": campaign.is_cuda}
     rows: Result = read_json(path) if path.exists() else {"machine": machine}
@@ -363,7 +363,7 @@ def run_stage(name: str, campaign: Campaign) -> None:
 
 
 def write_report(out: Path) -> None:
-    """`report.md`: every measurement of every stage, the long ones cut short."""
+    """Write `report.md`: every measurement of every stage, with long ones shortened."""
     lines = ["# GPU report", ""]
     for name in STAGES:
         path = out / f"{name}.json"
@@ -386,13 +386,13 @@ def write_report(out: Path) -> None:
 @click.option("--stage", "stages", type=click.Choice(list(STAGES)), multiple=True, help="[default: all, in this order]")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--data", "data_dir", type=click.Path(path_type=Path), default="data", show_default=True)
-@click.option("--images", "num_images", type=click.IntRange(1), help="Of the training set.  [default: all]")
+@click.option("--images", "num_images", type=click.IntRange(1), help="Training images.  [default: all]")
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), help="[default: the recipe's]")
 @click.option("--seeds", "num_seeds", type=click.IntRange(1), default=3, show_default=True)
 def main(stages: tuple[str, ...], device: str, **options: Any) -> None:
-    """Make what is missing of the stages, then write the report."""
+    """Make the missing measurements of the stages, then write the report."""
     campaign = Campaign(device=choose_device(device), **options)
     campaign.out.mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.benchmark = True  # as `train_model` sets it
