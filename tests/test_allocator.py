@@ -20,7 +20,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
-def is_mapped_anew() -> bool:
+def is_mapped_again() -> bool:
     """Whether the kernel had to find pages for most of a block."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     use_a_block()
@@ -29,10 +29,10 @@ def is_mapped_anew() -> bool:
 
 def check() -> None:
     before = resident_bytes()
-    assert all(is_mapped_anew() for _ in range(3))
+    assert all(is_mapped_again() for _ in range(3))
     with freed_memory_kept("cpu"):
         # The first blocks are mapped: small pieces in the heap must first find their places.
-        assert sum(is_mapped_anew() for _ in range(40)) < 20
+        assert sum(is_mapped_again() for _ in range(40)) < 20
         assert resident_bytes() > before + _BLOCK_BYTES / 2
     assert resident_bytes() < before + _BLOCK_BYTES / 2
 

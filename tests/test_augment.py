@@ -122,7 +122,7 @@ def test_draws_do_not_depend_on_how_indices_are_split() -> None:
 
 
 @pytest.mark.parametrize(("seed", "epoch"), [(42, 1), (43, 0), (0, 42)])
-def test_another_seed_or_epoch_draws_anew(seed: int, epoch: int) -> None:
+def test_another_seed_or_epoch_draws_again(seed: int, epoch: int) -> None:
     indices = torch.arange(10_000)
     one, other = sample_augmentation(42, 0, indices), sample_augmentation(seed, epoch, indices)
     for field, chance in (("dy", 1 / 9), ("dx", 1 / 9), ("flip", 1 / 2), ("angle_level", 1 / NUM_LEVELS)):

@@ -55,7 +55,7 @@ def test_split_halves_every_class_of_the_test_set() -> None:
     assert sorted([*split["val"], *split["test"]]) == list(range(10_000))
 
 
-def test_split_is_the_same_for_ever() -> None:
+def test_split_never_changes() -> None:
     split = cifar10.split_test_set((np.arange(40) % 10).astype(np.uint8))
     assert split["val"].tolist() == GOLDEN_VAL
     assert split["test"].tolist() == [position for position in range(40) if position not in GOLDEN_VAL]

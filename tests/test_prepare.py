@@ -45,7 +45,7 @@ def test_a_second_call_verifies_and_writes_nothing(tiny_data: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in tiny_data.iterdir()} == before
 
 
-def test_force_writes_the_same_bytes_anew(tiny_data: Path, tmp_path: Path) -> None:
+def test_force_writes_the_same_bytes_again(tiny_data: Path, tmp_path: Path) -> None:
     before = {name: (tiny_data / name).read_bytes() for name in FILES - {"manifest.json"}}
     (tiny_data / "val.beton").write_bytes(b"damaged")
     prepare_data(tiny_data, source(tmp_path), force=True)

@@ -49,7 +49,7 @@ def forked(work: Callable[[], object], kill_after_s: float | None = None) -> int
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def train_anew(data: Path, run_dir: Path) -> None:
+def train_new_run(data: Path, run_dir: Path) -> None:
     """The training under test."""
     recipe = get_recipe("sgd92")
     settings = resolve_settings(recipe, epochs=NUM_EPOCHS, global_batch_size=8, device="cpu", precision="fp32")
@@ -82,7 +82,7 @@ def finish(data: Path, run_dir: Path) -> str:
         assert [line["epoch"] for line in lines] == list(range(len(lines)))
     if not (run_dir / LAST_FILE).exists():
         assert all(is_leftover(path) for path in run_dir.iterdir()) if run_dir.exists() else True
-        assert forked(lambda: train_anew(data, run_dir)) == 0
+        assert forked(lambda: train_new_run(data, run_dir)) == 0
         return "started again"
     num_epochs = load_checkpoint(run_dir / LAST_FILE)["num_epochs"]
     assert forked(lambda: resume_training(run_dir)) == 0
@@ -95,7 +95,7 @@ def main() -> None:
     torch.set_num_threads(1)  # a fork of a process with more threads would never end
     reference = work_dir / "reference"
     start = time.monotonic()
-    assert forked(lambda: train_anew(data, reference)) == 0
+    assert forked(lambda: train_new_run(data, reference)) == 0
     seconds = time.monotonic() - start
     generator = random.Random(7)
     moments = list(map(int, sys.argv[4:])) if mode == "sync" else range(int(sys.argv[4]))
@@ -107,7 +107,7 @@ def main() -> None:
                 checkpoint.CHECKPOINT_INTERVAL_S = 0.0  # every epoch has a checkpoint, not only the first and the last
             if mode == "sync":
                 count_syncs(moment)
-            train_anew(data, run_dir)
+            train_new_run(data, run_dir)
 
         kill_after_s = None if mode == "sync" else generator.uniform(0, seconds)
         ended = forked(work, kill_after_s)
