@@ -53,6 +53,7 @@ def tiny_data(tiny_template: Path, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def finished_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    torch.set_num_threads(NUM_THREADS)  # this comes before `num_threads`
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     with tiny_world():
         return run_dir, run(tiny_template, run_dir, precision="bf16")
@@ -67,6 +68,7 @@ def finished_run(finished_template: tuple[Path, Results], tiny_data: Path, tmp_p
 
 @pytest.fixture(scope="session")
 def stopped_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(NUM_THREADS)
     run_dir = tmp_path_factory.mktemp("stopped") / "run"
     with tiny_world():
         interrupt(tiny_template, run_dir, (1, 1))
