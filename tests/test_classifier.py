@@ -314,8 +314,10 @@ def test_runs_are_listed(
     folder = tmp_path / "runs"
     (folder / "other").mkdir(parents=True)
     assert call(monkeypatch, capsys, "runs") == (0, "runs holds no runs\n", "")
-    shutil.copytree(finished_template[0], folder / "first")
-    shutil.copytree(stopped_template, folder / "part")
+    for run_dir, name, day in ((finished_template[0], "first", 1), (stopped_template, "part", 2)):
+        config_file = shutil.copytree(run_dir, folder / name) / "config.json"
+        config = json.loads(config_file.read_text())
+        config_file.write_text(json.dumps(config | {"begun": f"2026-11-0{day}T12:00:00+00:00"}))
     (folder / "bad").mkdir()
     for name in ("config.json", "metrics.jsonl"):
         (folder / "bad" / name).write_text("x")
