@@ -265,9 +265,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     """Print the result of `evaluation.evaluate_split`."""
     out = plain_console()
     low, high = evaluation.interval_95
-    plural = "" if evaluation.num_epochs == 1 else "s"
-    how_long = f", {evaluation.num_epochs} epoch{plural}" if evaluation.num_epochs else ""  # unknown for plain weights
-    out.print(f"{one_line(evaluation.checkpoint)}: {evaluation.recipe}{how_long}")
+    out.print(one_line(evaluation.describe_model()))
     _print_text(
         out,
         f"accuracy {evaluation.accuracy:.2%} (95% interval {low:.2%} to {high:.2%}), loss {evaluation.loss:.4f},"

@@ -33,8 +33,34 @@ class SourceType(PathType):
 
 PATH = PathType()
 
+_Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 
-_TRAINING = (
+
+def _together(*options: _Decorator) -> _Decorator:
+    """A decorator that adds several options to a command; `--help` shows them in this order."""
+
+    def add(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _precision(help_text: str) -> _Decorator:
+    return click.option(
+        "--precision",
+        type=click.Choice(["auto", "bf16", "fp32"]),
+        default="auto",
+        show_default=True,
+        help=help_text,
+    )
+
+
+_DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
+
+# The options of every command that trains.
+training_options = _together(
     click.option(
         "--data",
         "data_dir",
@@ -62,7 +88,7 @@ _TRAINING = (
         type=int,
         help="Images per step, on all devices together.  [default: the recipe's]",
     ),
-    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>"),
+    _DEVICE,
     click.option(
         "--loader",
         type=click.Choice(["resident", "streamed"]),
@@ -70,13 +96,7 @@ _TRAINING = (
         show_default=True,
         help="Keep the training set on the device, or stream it through FFCV.",
     ),
-    click.option(
-        "--precision",
-        type=click.Choice(["auto", "bf16", "fp32"]),
-        default="auto",
-        show_default=True,
-        help="auto is bf16 autocast if the hardware is fast at it.",
-    ),
+    _precision("auto is bf16 autocast if the hardware is fast at it."),
     click.option("--compile/--no-compile", default=None, help="torch.compile the step.  [default: on CUDA only]"),
     click.option("--deterministic", is_flag=True, help="The same bits each time on the same machine, also on CUDA."),
     click.option("--sync-bn", is_flag=True, help="Under torchrun: share batch norm's statistics over all GPUs."),
@@ -96,26 +116,9 @@ _TRAINING = (
     ),
 )
 
-
-def training_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of every command that trains."""
-    for option in reversed(_TRAINING):
-        command = option(command)
-    return command
-
-
-def inference_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of every command that runs a trained model."""
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
-        click.option(
-            "--precision",
-            type=click.Choice(["auto", "bf16", "fp32"]),
-            default="auto",
-            show_default=True,
-            help="auto is the run's precision, unless that is bf16 and bf16 is slow here.",
-        ),
-        click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>"),
-    ):
-        command = option(command)
-    return command
+# The options of every command that runs a trained model.
+inference_options = _together(
+    _DEVICE,
+    _precision("auto is the run's precision, unless that is bf16 and bf16 is slow here."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+)

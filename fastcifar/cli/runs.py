@@ -6,6 +6,8 @@ import click
 
 from fastcifar.cli.options import PATH
 
+_RUNS = click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=PATH)
+
 
 @click.command(short_help="List runs.")
 @click.argument("folder", type=PATH, default="runs")
@@ -18,7 +20,7 @@ def runs(folder: Path) -> None:
 
 
 @click.command(short_help="Draw charts of runs.")
-@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=PATH)
+@_RUNS
 @click.option(
     "--out",
     type=PATH,
@@ -38,7 +40,7 @@ def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
 
 
 @click.command(short_help="Write an HTML page about runs.")
-@click.argument("run_dirs", metavar="RUN...", nargs=-1, required=True, type=PATH)
+@_RUNS
 @click.option(
     "--out",
     type=PATH,

@@ -45,10 +45,7 @@ class Classifier:
 
     def describe(self) -> str:
         """Name the model on one line."""
-        if not self.num_epochs:
-            return f"{self.path}: {self.settings.recipe.name}"
-        plural = "" if self.num_epochs == 1 else "s"
-        return f"{self.path}: {self.settings.recipe.name}, {self.num_epochs} epoch{plural}"
+        return describe_model(self.path, self.settings.recipe.name, self.num_epochs)
 
     def logits(self, images: Tensor, *, coeffs: Tensor | None = None, mirror_tta: bool = False) -> Tensor:
         """Classify images.
@@ -75,6 +72,13 @@ class Classifier:
         return compute_logits(
             self.model, images, mean=self.mean, std=self.std, precision=self.settings.precision, coeffs=coeffs
         )
+
+
+def describe_model(path: object, recipe: str, num_epochs: int) -> str:
+    """Describe a model on one line; 0 epochs, those of plain weights, are left out."""
+    if not num_epochs:
+        return f"{path}: {recipe}"
+    return f"{path}: {recipe}, {num_epochs} epoch{'' if num_epochs == 1 else 's'}"
 
 
 def load_classifier(

@@ -10,7 +10,7 @@ from fastcifar.data import cifar10
 from fastcifar.data.cifar10 import Images
 from fastcifar.data.folder import load_val_and_test
 from fastcifar.errors import FastcifarError
-from fastcifar.inference.classifier import Classifier
+from fastcifar.inference.classifier import Classifier, describe_model
 from fastcifar.results.metrics import (
     NUM_LABEL_ERRORS,
     Calibration,
@@ -63,6 +63,10 @@ class Evaluation:
     confusions: tuple[Confusion, ...]
     calibration: Calibration
     label_errors: tuple[LabelError, ...]
+
+    def describe_model(self) -> str:
+        """Describe the model on one line."""
+        return describe_model(self.checkpoint, self.recipe, self.num_epochs)
 
     def describe_images(self) -> str:
         """Describe in a few words how the images were transformed."""

@@ -174,7 +174,7 @@ def _white(path: Path, picture: Image.Image, content: IO[bytes], least: int, mos
         raise FastcifarError(f"{path} has negative values (down to {least:,}): scale it to 0..65,535")
     stated, num_bits = _stated_white(picture, content)
     if stated is not None and stated > 0 and most <= stated:
-        return int(stated), ""
+        return stated, ""
     if num_bits <= 16:  # Pillow scales what a PPM or a JPEG 2000 states to this range
         return 65535, ""
     white = next((top for top in (255, 4095, 65535) if most <= top), None)
@@ -206,11 +206,12 @@ def _brightened(path: Path, picture: Image.Image, content: IO[bytes]) -> Image.I
     Pillow keeps the upper 8 of the 16 bits, so few levels are left.
     """
     stated, num_bits = _stated_white(picture, content)
-    white = 255 if stated is None or num_bits != 16 else stated >> 8
+    if stated is None or num_bits != 16 or (white := stated >> 8) == 255:
+        return picture
     if white == 0:
         raise FastcifarError(f"{path} has 16-bit colours with values up to {stated:,} only: scale it to 0..65,535")
     most = max(top for _, top in picture.convert("RGB").getextrema())  # type: ignore[misc] # a pair for each colour
-    if white == 255 or most > white:
+    if most > white:
         return picture
     bright = [round(min(value, white) * 255 / white) for value in range(256)]
     return picture.point(bright * 3 + (list(range(256)) if picture.mode == "RGBA" else []))

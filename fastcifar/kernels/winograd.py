@@ -64,18 +64,22 @@ def why_unavailable() -> str | None:
     return kernel if isinstance(kernel, str) else None
 
 
-def _kernel_for(passes: str, which: str, x: Tensor, in_channels: int, out_channels: int) -> _Kernel | None:
+def _kernel_for(passes: str, which: str, images: Tensor, weight: Tensor) -> _Kernel | None:
     """The kernel, if it should do this pass and can."""
-    if which not in passes or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+    if which not in passes or images.device.type != "cpu":
         return None
-    num_images, _, height, width = x.shape
+    if images.dtype not in (torch.float32, torch.bfloat16) or weight.dtype != torch.float32:
+        return None
+    num_images, _, height, width = images.shape
     if height % 4 or width % 4 or num_images * height * width < 16 * MIN_TILES:
         return None
-    kernel = _load()
-    if isinstance(kernel, str) or in_channels % kernel.channel_multiple or out_channels % kernel.channel_multiple:
+    least, most = sorted(weight.shape[:2])
+    if least < _MIN_CHANNELS or most > _MAX_CHANNELS:
         return None
-    least, most = sorted((in_channels, out_channels))
-    return kernel if least >= _MIN_CHANNELS and most <= _MAX_CHANNELS else None
+    kernel = _load()
+    if isinstance(kernel, str) or least % kernel.channel_multiple or most % kernel.channel_multiple:
+        return None
+    return kernel
 
 
 def _dense(tensor: Tensor) -> Tensor:
@@ -121,8 +125,8 @@ def conv3x3(x: Tensor, weight: Tensor, passes: str) -> Tensor:
     _check_weight(weight)
     out_channels, in_channels = weight.shape[:2]
     _check_images("x", x, in_channels)
-    kernel = _kernel_for(passes, FORWARD, x, in_channels, out_channels)
-    if kernel is None or weight.dtype != torch.float32:
+    kernel = _kernel_for(passes, FORWARD, x, weight)
+    if kernel is None:
         return _dense(torch.conv2d(x, weight.to(x.dtype), padding=1))
     y = _empty((x.shape[0], out_channels, *x.shape[2:]), x.dtype)
     return kernel.run(FORWARD, _dense(x), _dense(weight), y, out_channels)
@@ -134,8 +138,8 @@ def conv3x3_input_gradient(dy: Tensor, x: Tensor, weight: Tensor, passes: str) -
     _check_weight(weight)
     out_channels, in_channels = weight.shape[:2]
     _check_images("dy", dy, out_channels)
-    kernel = _kernel_for(passes, INPUT_GRADIENT, dy, out_channels, in_channels)
-    if kernel is None or weight.dtype != torch.float32:
+    kernel = _kernel_for(passes, INPUT_GRADIENT, dy, weight)
+    if kernel is None:
         return _dense(_torch_backward(dy, x, weight.to(x.dtype), 0))
     dx = _empty((dy.shape[0], in_channels, *dy.shape[2:]), dy.dtype)
     return kernel.run(INPUT_GRADIENT, _dense(dy), _dense(weight), dx, in_channels)
@@ -150,8 +154,8 @@ def conv3x3_weight_gradient(dy: Tensor, x: Tensor, weight: Tensor, passes: str) 
     _check_images("x", x, in_channels)
     if dy.shape[2:] != x.shape[2:] or len(dy) != len(x) or dy.dtype != x.dtype:
         raise ValueError(f"dy {dy.dtype} {tuple(dy.shape)} does not fit x {x.dtype} {tuple(x.shape)}")
-    kernel = _kernel_for(passes, WEIGHT_GRADIENT, x, in_channels, out_channels)
-    if kernel is None or weight.dtype != torch.float32:
+    kernel = _kernel_for(passes, WEIGHT_GRADIENT, x, weight)
+    if kernel is None:
         return _dense(_torch_backward(dy, x, weight.to(x.dtype), 1)).to(weight.dtype)
     return kernel.run(WEIGHT_GRADIENT, _dense(x), _dense(dy), _empty(tuple(weight.shape), torch.float32), out_channels)
 

@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from fastcifar.errors import reason
+
 _WARM_UPS = 3  # on a separate stream, as torch's notes on CUDA graphs require
 
 
@@ -57,3 +59,17 @@ class CudaGraphStep:
             (self._several if fits else self._one).replay()
             self._num_ahead = self._steps_per_graph if fits else 1
         self._num_ahead -= 1
+
+
+def try_capture(capture: Callable[[], CudaGraphStep]) -> tuple[CudaGraphStep | None, str | None]:
+    """A graph, or None and why it cannot be captured.
+
+    Raises:
+        torch.OutOfMemoryError: the device has too little memory, so doing without a graph would not help.
+    """
+    try:
+        return capture(), None
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return None, reason(error)

@@ -10,11 +10,10 @@ from torch.nn import functional
 from fastcifar.data.cifar10 import NUM_CLASSES
 from fastcifar.data.folder import Split
 from fastcifar.distributed import ALONE, World
-from fastcifar.errors import reason
 from fastcifar.kernels.gather import gather_augmented, normalise
 from fastcifar.pipeline.augment import affine_coeffs, choose_subset, sample_augmentation
 from fastcifar.recipes import Recipe
-from fastcifar.training.cuda_graph import CudaGraphStep
+from fastcifar.training.cuda_graph import CudaGraphStep, try_capture
 
 # Both divide 5,000; a batch that is not full is padded, so all have one shape.
 _MAX_BATCH_SIZE = 500
@@ -92,12 +91,7 @@ class CompiledPass:
             self._logits = _compiled()(model, images, mean, std)
 
         self._images = images
-        try:
-            self._graph = CudaGraphStep(run)
-        except RuntimeError as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            self.capture_failure = reason(error)
+        self._graph, self.capture_failure = try_capture(lambda: CudaGraphStep(run))
 
 
 @torch.inference_mode()

@@ -10,13 +10,12 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, StepLR
 
 from fastcifar.distributed import ALONE, World
-from fastcifar.errors import reason
 from fastcifar.kernels.gather import normalise
 from fastcifar.pipeline.loader import Batch, Loader
 from fastcifar.recipes import Recipe
 from fastcifar.training.compiled_network import CompiledNetwork, StepOptions
 from fastcifar.training.convolution import TORCH, use_convolution
-from fastcifar.training.cuda_graph import CudaGraphStep
+from fastcifar.training.cuda_graph import CudaGraphStep, try_capture
 from fastcifar.training.gradients import GradientAverage
 from fastcifar.training.in_flight import StepsInFlight
 from fastcifar.training.master_weights import MasterWeights
@@ -155,13 +154,10 @@ class Trainer:
         if self._captures:
             assert self._options is not None
             num_steps = self._options.steps_per_graph if loader.reads_ahead else 1
-            try:
-                with self._device_learning_rate():
-                    self._graph = CudaGraphStep(lambda: self._step(loader), num_steps)
-            except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                self.capture_failure = reason(error)
+            with self._device_learning_rate():
+                self._graph, self.capture_failure = try_capture(
+                    lambda: CudaGraphStep(lambda: self._step(loader), num_steps)
+                )
         self._restore(state)
 
     @contextlib.contextmanager
