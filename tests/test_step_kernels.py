@@ -11,8 +11,8 @@ from support.interpreter import needs_interpreter  # skips the module where ther
 # The step's measured launches and traffic in MB, of forward, backward, optimizer and gather together: with the default
 # switches, and with our batch norm.
 MEASURED = {
-    "2.11": {"": (136, 1859.1), "triton_batch_norm=1": (112, 1780.6)},
-    "2.15": {"": (136, 1859.1), "triton_batch_norm=1": (100, 1780.6)},
+    "2.11": {"": (135, 1856.7), "triton_batch_norm=1": (111, 1778.2)},
+    "2.15": {"": (135, 1856.7), "triton_batch_norm=1": (99, 1778.2)},
 }
 ROOM = 1.03
 
@@ -37,7 +37,7 @@ def test_the_step_stays_within_its_budget_of_kernels_and_bytes(switch: str) -> N
     num_launches, num_mb = MEASURED[".".join(torch.__version__.split(".")[:2])][switch]
     assert sum(part["launches"] for part in parts.values()) <= ROOM * num_launches
     assert sum(part["bytes"] for part in parts.values()) / 1e6 <= ROOM * num_mb
-    assert parts["gather"]["pixel_gathers"] == 1
+    assert parts["gather"]["launches"] == 1
     assert not [name for part in parts.values() for name in part["layout_copies"]]
     assert parts["forward"]["externs"]["convolution"] == parts["backward"]["externs"]["convolution_backward"] == 20
 

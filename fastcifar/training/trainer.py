@@ -21,9 +21,13 @@ from fastcifar.training.in_flight import StepsInFlight
 from fastcifar.training.master_weights import MasterWeights
 from fastcifar.training.model import ResNet18, build_model
 
-# If a value needs more reads than this, Inductor stores it instead of computing it in every kernel that uses it. Its
-# default, 4, stores each pixel's source before the gather, and masked gradients in float32.
-_GATHER_SETTINGS: Any = {"realize_reads_threshold": 1000, "realize_opcount_threshold": 10000}
+# Inductor stores a value that takes more reads or operations than these, instead of computing it wherever it is used.
+# Its defaults store each pixel's source before the gather, by another kernel, and masked gradients in float32.
+_GATHER_SETTINGS: Any = {
+    "realize_reads_threshold": 1000,
+    "realize_acc_reads_threshold": 1000,
+    "realize_opcount_threshold": 10000,
+}
 _STEP_SETTINGS: Any = {"realize_reads_threshold": 8, "realize_opcount_threshold": 60}
 
 

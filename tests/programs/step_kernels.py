@@ -72,7 +72,6 @@ def main(arguments: list[str]) -> None:
             "kinds": by_kind,
             "externs": graph.externs,
             "layout_copies": [launch.name for launch in graph.launches if "fused_convolution" in launch.name],
-            "pixel_gathers": sum("masked_fill" in launch.name for launch in graph.launches),
         }
         if "--source" in arguments:
             folder = Path(arguments[arguments.index("--source") + 1])
