@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from matplotlib.text import Text
 from support.figure_parts import build_metrics, lines_of, text_of, texts
 
 from fastcifar.results.curves import ComparedRun, _spread, draw_comparison, draw_curves
@@ -28,27 +27,7 @@ def test_curves_mark_the_first_best_epoch() -> None:
     (best,) = lines_of(figure, "best")
     assert (np.asarray(best.get_xdata()).tolist(), np.asarray(best.get_ydata()).tolist()) == ([5], [0.44])
     assert "Best validation accuracy 44.00%, epoch 5" in texts(figure)
-    assert "best 44.00%\nepoch 5" in texts(figure)
-
-
-@pytest.mark.parametrize(
-    ("val_accuracies", "side", "height"),
-    [
-        ([0.4, 0.7, 0.9], "right", "bottom"),  # a rising curve leaves the bottom right free
-        ([0.38, 0.36, 0.36], "left", "top"),  # a flat one runs along the bottom
-        ([0.69], "left", "top"),
-    ],
-)
-def test_the_label_of_the_best_epoch_keeps_clear_of_the_curves(
-    val_accuracies: list[float], side: str, height: str
-) -> None:
-    metrics = [
-        replace(line, train_accuracy=val_accuracy, val_accuracy=val_accuracy)
-        for line, val_accuracy in zip(build_metrics(len(val_accuracies)), val_accuracies, strict=True)
-    ]
-    figure = draw_curves(metrics, title="")
-    (label,) = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_gid() == "best-label"]
-    assert (label.get_horizontalalignment(), label.get_verticalalignment()) == (side, height)
+    assert figure.axes[2].get_title("right") == "best 44.00%, epoch 5"
 
 
 def test_the_learning_rate_is_labelled_with_its_rounded_peak() -> None:

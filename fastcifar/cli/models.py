@@ -137,7 +137,8 @@ def predict(
 
     files = find_pictures(list(pictures), recursive=recursive)
     if picture is not None:
-        from fastcifar.inference.grid import check_grid, write_grid
+        from fastcifar.inference.grid import check_grid, draw_grid
+        from fastcifar.results.style import write_picture
 
         check_grid(picture, files)
     read = read_pictures(files)
@@ -157,7 +158,7 @@ def predict(
     _show_notes([*classifier.notes, *(row.note for row in predictions if row.note)])
     readable = [row for row in predictions if not row.error]
     if picture is not None and readable:
-        write_grid(picture, images, readable, title=classifier.describe())
+        write_picture(picture, draw_grid(images, readable, title=classifier.describe()))
     if as_json:
         rows = [{key: value for key, value in as_plain(row).items() if value is not None} for row in predictions]
         click.echo(json.dumps(rows, indent=2))

@@ -16,24 +16,26 @@ from fastcifar.results.style import (
     INK,
     MARGIN,
     MUTED,
+    PALE_BLUE,
     WIDTH,
+    add_axes,
     add_caption,
+    add_image,
+    add_text,
     build_figure,
     check_picture,
+    shorten,
     styled,
-    write_picture,
 )
 
 if TYPE_CHECKING:  # so that pictures that cannot be drawn are refused before torch is imported
     from fastcifar.inference.prediction import Guess, Prediction
 
 _MAX_PICTURES = 40
-_PALE_BLUE = "#8FBBD9"
-_MAX_NAME = 44  # characters
 
 
 def check_grid(path: Path, pictures: Sequence[Path]) -> None:
-    """Refuse what `write_grid` could not draw, before any work is done for it.
+    """Refuse what could not be drawn or written, before any work is done for it.
 
     Raises:
         FastcifarError: the suffix is not .png or .svg, the file is one of the pictures, or there are too many pictures.
@@ -43,21 +45,6 @@ def check_grid(path: Path, pictures: Sequence[Path]) -> None:
         raise ArgumentError("picture", f"shows at most {_MAX_PICTURES} pictures, not {len(pictures)}: name fewer")
     if path.exists() and any(path.samefile(picture) for picture in pictures if picture.exists()):
         raise ArgumentError("picture", f"would replace {path}, which is to be classified: give another name")
-
-
-def write_grid(path: Path, images: Sequence[Images], predictions: "Sequence[Prediction]", *, title: str) -> None:
-    """Draw pictures and their predictions into a file.
-
-    Args:
-        path: the file to write, `.png` or `.svg`; replaced atomically.
-        images: see `draw_grid`.
-        predictions: see `draw_grid`.
-        title: which model it is.
-
-    Raises:
-        FastcifarError: the file cannot be written.
-    """
-    write_picture(path, draw_grid(images, predictions, title=title))
 
 
 def draw_grid(images: Sequence[Images], predictions: "Sequence[Prediction]", *, title: str) -> Figure:
@@ -80,21 +67,15 @@ def draw_grid(images: Sequence[Images], predictions: "Sequence[Prediction]", *, 
     with styled():
         figure = build_figure(height, headline, title)
 
-        def add_axes(left: float, top: float, width: float) -> Axes:
-            return figure.add_axes((left / WIDTH, 1 - (top + side) / height, width / WIDTH, side / height))
-
         for position, (image, prediction) in enumerate(zip(images, predictions, strict=True)):
             row, column = divmod(position, num_columns)
             left, top = MARGIN + column * column_pitch, first_top + row * row_pitch
-            name = _shorten(one_line(Path(prediction.path).name))
-            figure.text(left / WIDTH, 1 - (top - 0.08) / height, name, va="bottom", gid=f"name-{position}")
-            axes = add_axes(left, top, side)
-            axes.imshow(image, interpolation="nearest")
-            axes.set(xticks=[], yticks=[], gid=f"picture-{position}")
-            axes.spines[:].set_visible(False)
+            name = shorten(one_line(Path(prediction.path).name), 44)
+            add_text(figure, left, top - 0.08, name, va="bottom", gid=f"name-{position}")
+            add_image(figure, image, left, top, side, gid=f"picture-{position}")
             bars_left = left + side + 0.95
             bars_width = (WIDTH if num_columns == 1 else left + column_pitch) - bars_left - 0.7
-            _plot_bars(add_axes(bars_left, top, bars_width), prediction.top, position)
+            _plot_bars(add_axes(figure, bars_left, top, bars_width, side), prediction.top, position)
         add_caption(
             figure,
             "Each picture as the model gets it: the middle square, 32x32 pixels. "
@@ -104,34 +85,17 @@ def draw_grid(images: Sequence[Images], predictions: "Sequence[Prediction]", *, 
 
 
 def _plot_bars(axes: Axes, top: "Sequence[Guess]", position: int) -> None:
-    axes.set(xlim=(0, 1), ylim=(len(top) - 0.5, -0.5), xticks=[], yticks=[])
+    """A bar for each class between its name and its probability; the first class stands out."""
+    ranks = range(len(top))
+    axes.set(xlim=(0, 1), ylim=(len(top) - 0.5, -0.5), xticks=[])
     axes.spines[:].set_visible(False)
+    axes.set_yticks(ranks, [guess.class_name for guess in top], fontsize=8.5)
+    axes.tick_params(axis="y", pad=6)
+    tracks = axes.barh(ranks, 1, height=0.42, color=GRID)
+    probabilities = [f"{guess.probability:.1%}" for guess in top]
+    labels = axes.bar_label(tracks, probabilities, padding=6, color=MUTED)
+    for first in (axes.get_yticklabels()[0], labels[0]):
+        first.set(color=INK, weight="bold")
     for rank, guess in enumerate(top):
-        color, weight = (BLUE, "bold") if rank == 0 else (_PALE_BLUE, "normal")
-        axes.barh(rank, 1, height=0.42, color=GRID)
+        color = PALE_BLUE if rank else BLUE
         axes.barh(rank, guess.probability, height=0.42, color=color, gid=f"bar-{position}-{rank}")
-        axes.annotate(
-            guess.class_name,
-            (0, rank),
-            xytext=(-6, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            color=INK if rank == 0 else MUTED,
-            weight=weight,
-        )
-        axes.annotate(
-            f"{guess.probability:.1%}",
-            (1, rank),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=INK if rank == 0 else MUTED,
-            weight=weight,
-        )
-
-
-def _shorten(name: str) -> str:
-    """Shorten a long name in the middle, because names usually differ at the start or the end."""
-    half = _MAX_NAME // 2
-    return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[-half:]}"

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from fastcifar.results.metrics import Calibration, wilson_interval
-from fastcifar.results.style import BLUE, GRID, INK, MUTED, VERMILLION, add_caption, build_figure, styled
+from fastcifar.results.style import BLUE, GRID, MUTED, PALE_BLUE, VERMILLION, add_caption, build_figure, styled
 
-_PALE_BLUE, _PALE_ORANGE = "#8FBBD9", "#F6C9A8"
+_PALE_ORANGE = "#F6C9A8"
 
 
 def draw_calibration(calibration: Calibration, *, title: str) -> Figure:
@@ -38,12 +38,9 @@ def draw_calibration(calibration: Calibration, *, title: str) -> Figure:
 
 
 def _set_confidences(axes: Axes, heading: str) -> None:
-    axes.set_title(heading, loc="left", fontsize=9.5, color=INK, pad=9)
-    axes.set(xlim=(0, 1), xlabel="confidence")
+    axes.set(title=heading, xlim=(0, 1), xlabel="confidence")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(axis="y")
-    axes.tick_params(length=0)
-    axes.spines["left"].set_visible(False)
 
 
 def _plot_reliability(axes: Axes, calibration: Calibration) -> None:
@@ -57,7 +54,7 @@ def _plot_reliability(axes: Axes, calibration: Calibration) -> None:
             continue
         centre, accuracy = (number + 0.5) * width, each.num_correct / each.num_images
         bar: dict[str, Any] = {"width": 0.86 * width, "zorder": 2}
-        axes.bar(centre, accuracy, color=_PALE_BLUE, gid=f"accuracy-{number}", **bar)
+        axes.bar(centre, accuracy, color=PALE_BLUE, gid=f"accuracy-{number}", **bar)
         axes.bar(centre, each.confidence - accuracy, bottom=accuracy, color=_PALE_ORANGE, gid=f"gap-{number}", **bar)
         axes.plot([centre - 0.43 * width, centre + 0.43 * width], [accuracy] * 2, color=BLUE, linewidth=1.8, zorder=4)
         ends = wilson_interval(each.num_correct, each.num_images)

@@ -10,18 +10,10 @@ from numpy.typing import NDArray
 
 from fastcifar.data.cifar10 import CLASSES, NUM_CLASSES
 from fastcifar.results.metrics import confusion_matrix, wilson_interval
-from fastcifar.results.style import (
-    BLUE,
-    FAINT,
-    GRID,
-    INK,
-    MUTED,
-    add_caption,
-    build_figure,
-    styled,
-)
+from fastcifar.results.style import BLUE, FAINT, GRID, INK, MUTED, PALE_BLUE, add_caption, build_figure, styled
 
-_PALE_BLUE, _ERROR_COLORS = "#DCEAF4", ("#FFFFFF", "#FCE0C8", "#F3A768", "#E5812F")  # INK is legible on all of them
+# INK is legible on all of these.
+_DIAGONAL_COLOR, _ERROR_COLORS = "#DCEAF4", ("#FFFFFF", "#FCE0C8", "#F3A768", "#E5812F")
 
 
 def draw_confusion(labels: NDArray[np.integer[Any]], predictions: NDArray[np.integer[Any]], *, title: str) -> Figure:
@@ -51,7 +43,7 @@ def draw_confusion(labels: NDArray[np.integer[Any]], predictions: NDArray[np.int
         axes = figure.add_axes((0.135, 0.09, 0.675, 0.745))
         # The square root makes rare confusions visible; a nearly perfect model does not look as if it failed.
         norm = PowerNorm(0.5, vmin=0, vmax=max(0.05, float(np.nanmax(errors))))
-        colormap = LinearSegmentedColormap.from_list("errors", _ERROR_COLORS).with_extremes(bad=_PALE_BLUE)
+        colormap = LinearSegmentedColormap.from_list("errors", _ERROR_COLORS).with_extremes(bad=_DIAGONAL_COLOR)
         axes.pcolormesh(errors, cmap=colormap, norm=norm, edgecolors=GRID, linewidth=1)
         axes.set(xlim=(0, NUM_CLASSES), ylim=(NUM_CLASSES, 0))
         centres = np.arange(NUM_CLASSES) + 0.5
@@ -61,32 +53,13 @@ def draw_confusion(labels: NDArray[np.integer[Any]], predictions: NDArray[np.int
         axes.xaxis.set_label_position("top")
         axes.set_xlabel("predicted class", labelpad=7)
         axes.set_ylabel("true class", labelpad=7)
-        axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         for row, column in zip(*np.nonzero(counts + np.diag(num_of_class)), strict=True):
             color, weight = (BLUE, "bold") if row == column else (INK, "normal")
-            axes.text(
-                column + 0.5,
-                row + 0.40,
-                f"{100 * rates[row, column]:.1f}",
-                ha="center",
-                va="center",
-                fontsize=9,
-                weight=weight,
-                color=color,
-                gid=f"rate-{row}-{column}",
-            )
-            axes.text(
-                column + 0.5,
-                row + 0.76,
-                f"{counts[row, column]:,}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color=color,
-                alpha=0.85,
-                gid=f"count-{row}-{column}",
-            )
+            rate, count, cell = f"{100 * rates[row, column]:.1f}", f"{counts[row, column]:,}", f"{row}-{column}"
+            centre = column + 0.5
+            _write(axes, centre, row + 0.40, rate, fontsize=9, weight=weight, color=color, gid=f"rate-{cell}")
+            _write(axes, centre, row + 0.76, count, fontsize=7, color=color, alpha=0.85, gid=f"count-{cell}")
         _plot_recall(figure.add_axes((0.838, 0.09, 0.135, 0.745)), counts)
         add_caption(
             figure,
@@ -99,31 +72,23 @@ def draw_confusion(labels: NDArray[np.integer[Any]], predictions: NDArray[np.int
 
 def _plot_recall(axes: Axes, counts: NDArray[np.int64]) -> None:
     """Each class's recall as a dot with its 95% Wilson interval, in line with the matrix's rows."""
-    recalls = [(int(row[label]), int(row.sum())) for label, row in enumerate(counts)]
     axes.set(xlim=(0, 1), ylim=(NUM_CLASSES, 0), yticks=[])  # the same for every run, so that two can be compared
     axes.set_xticks([0, 1], ["0%", "100%"], fontsize=7.5)
-    axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title("recall", fontsize=8.5, color=MUTED, pad=8)
-    for label, (num_correct, num_total) in enumerate(recalls):
-        text, line = f"{num_correct / num_total:.1%}" if num_total else "no images", label + 0.72
-        axes.text(
-            0.5,
-            label + 0.36,
-            text,
-            ha="center",
-            va="center",
-            fontsize=9 if num_total else 7.5,
-            color=INK if num_total else MUTED,
-            gid=f"recall-{label}",
-        )
+    axes.set_title("recall", loc="center", fontsize=8.5, color=MUTED, pad=8)
+    for label, (num_correct, num_total) in enumerate(
+        zip(counts.diagonal().tolist(), counts.sum(axis=1).tolist(), strict=True)
+    ):
+        line, gid = label + 0.72, f"recall-{label}"
         axes.plot((0, 1), (line, line), color=FAINT, linewidth=0.8)
         if num_total:
-            axes.plot(
-                wilson_interval(num_correct, num_total),
-                (line, line),
-                color="#8FBBD9",
-                linewidth=2.6,
-                solid_capstyle="butt",
-            )
-            axes.plot(num_correct / num_total, line, "o", color=BLUE, markersize=4.5, clip_on=False)
+            recall, interval = num_correct / num_total, wilson_interval(num_correct, num_total)
+            _write(axes, 0.5, label + 0.36, f"{recall:.1%}", fontsize=9, gid=gid)
+            axes.plot(interval, (line, line), color=PALE_BLUE, linewidth=2.6, solid_capstyle="butt")
+            axes.plot(recall, line, "o", color=BLUE, markersize=4.5, clip_on=False)
+        else:
+            _write(axes, 0.5, label + 0.36, "no images", fontsize=7.5, color=MUTED, gid=gid)
+
+
+def _write(axes: Axes, x: float, y: float, text: str, **style: Any) -> None:
+    axes.text(x, y, text, ha="center", va="center", **style)

@@ -13,7 +13,20 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from fastcifar.results.records import EpochMetrics
-from fastcifar.results.style import BLUE, GRID, INK, MARGIN, MUTED, VERMILLION, WIDTH, add_caption, build_figure, styled
+from fastcifar.results.style import (
+    BLUE,
+    GRID,
+    INK,
+    MARGIN,
+    MUTED,
+    VERMILLION,
+    WIDTH,
+    add_caption,
+    add_text,
+    build_figure,
+    shorten,
+    styled,
+)
 
 # Okabe and Ito's colours except yellow, which is too pale on white.
 RUN_COLORS = (BLUE, VERMILLION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C959F")
@@ -47,32 +60,30 @@ def draw_curves(metrics: Sequence[EpochMetrics], *, title: str) -> Figure:
         A figure 8 inches wide.
     """
     column = _columns(metrics)
-    epochs, best = column["epoch"], _best(column)
+    epochs, rates = column["epoch"], column["lr_of_peak"]
+    best = column["val_accuracy"].argmax()  # the first of equals
     best_epoch, best_accuracy = epochs[best], column["val_accuracy"][best]
+    marker = "o" if len(epochs) <= 10 else ""
 
     with styled():
         figure = build_figure(4.75, f"Best validation accuracy {best_accuracy:.2%}, epoch {best_epoch:.0f}", title)
-        for name, axes, strip in _add_panels(figure, bottom=0.974):
-            is_accuracy = name == "accuracy"
-            curves = column[f"train_{name}"], column[f"val_{name}"]
-            _set_value_range(axes, np.concatenate(curves), is_accuracy=is_accuracy)
-            _plot_curves(axes, epochs, *curves, name=name)
-            strip.fill_between(epochs, column["lr"], step="mid", color=GRID, linewidth=0)
-            strip.plot(
-                epochs,
-                column["lr"],
-                color=MUTED,
-                linewidth=1.1,
-                drawstyle="steps-mid",
-                marker="o" if len(epochs) <= 10 else "",
-                markersize=3,
-            )
-            peak = float(column["lr"].max())
-            _set_learning_rates(strip, {0: "0", peak: f"{peak:.3g}"} if peak > 0 else {0: "0"}, "learning\nrate")
-            _set_epochs(strip, float(epochs[0]), float(epochs[-1]))
+        for name, axes, strip in _add_panels(figure, [column], peak=f"{column['lr'].max():.3g}"):
+            train, val = column[f"train_{name}"], column[f"val_{name}"]
+            _set_value_range(axes, name, np.concatenate([train, val]))
+            heights = _spread(_heights(axes, [train[-1], val[-1]]), gap=0.15)
+            for kind, values, height, color, width in (
+                ("training", train, heights[0], VERMILLION, 1.3),
+                ("validation", val, heights[1], BLUE, 1.8),
+            ):
+                gid = f"{name}-{kind}"
+                axes.plot(epochs, values, color=color, linewidth=width, marker=marker, markersize=4, gid=gid)
+                _write_beside(axes, 1.035, height, f"{kind}\n{_format_value(name, values[-1])}", color=color)
+            strip.fill_between(epochs, rates, step="mid", color=GRID, linewidth=0)
+            strip.plot(epochs, rates, color=MUTED, linewidth=1.1, drawstyle="steps-mid", marker=marker, markersize=3)
             for each in (axes, strip):
                 each.axvline(best_epoch, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
-            if is_accuracy:
+            if name == "accuracy":
+                axes.set_title(f"best {best_accuracy:.2%}, epoch {best_epoch:.0f}", loc="right", fontsize=8.5)
                 axes.plot(
                     best_epoch,
                     best_accuracy,
@@ -85,7 +96,6 @@ def draw_curves(metrics: Sequence[EpochMetrics], *, title: str) -> Figure:
                     clip_on=False,
                     gid="best",
                 )
-                _label_best(axes, epochs, curves, best, f"best {best_accuracy:.2%}\nepoch {best_epoch:.0f}")
         add_caption(
             figure,
             "Training is measured on augmented images while the weights still change, validation on "
@@ -107,56 +117,29 @@ def draw_comparison(compared: Sequence[ComparedRun], *, title: str) -> Figure:
     columns = [_columns(run.metrics) for run in compared]
     bests = [float(column["val_accuracy"].max()) for column in columns]
     winner = int(np.argmax(bests))
-    table_height = 0.36 + 0.2 * len(compared)
-    last_epoch = max(float(column["epoch"][-1]) for column in columns)
+    width = 1.8 if len(compared) <= 4 else 1.2
+    is_short = max(column["epoch"][-1] for column in columns) <= 10
 
     with styled():
-        headline = f"Best validation accuracy {bests[winner]:.2%}: {_shorten(compared[winner].name, 60)}"
-        figure = build_figure(4.75 + table_height, headline, title)
-        for name, axes, strip in _add_panels(figure, bottom=0.83 + table_height):
-            is_accuracy = name == "accuracy"
+        headline = f"Best validation accuracy {bests[winner]:.2%}: {shorten(compared[winner].name, 60)}"
+        figure = build_figure(4.96 + 0.2 * len(compared), headline, title)
+        for name, axes, strip in _add_panels(figure, columns, peak="peak"):
             shown = [column[f"val_{name}"] for column in columns]
-            _set_value_range(
-                axes,
-                np.concatenate(shown if is_accuracy else [*shown, *(column["train_loss"] for column in columns)]),
-                is_accuracy=is_accuracy,
-            )
-            _set_epochs(strip, min(float(column["epoch"][0]) for column in columns), last_epoch)
-            for position, (column, color) in enumerate(zip(columns, RUN_COLORS, strict=False)):
-                style: dict[str, Any] = {"color": color, "zorder": 3 - position / 10}  # the first lies on top
-                marker = "o" if last_epoch <= 10 or len(column["epoch"]) == 1 else ""
-                axes.plot(
-                    column["epoch"],
-                    column[f"val_{name}"],
-                    linewidth=1.8 if len(compared) <= 4 else 1.2,
-                    marker=marker,
-                    markersize=4,
-                    gid=f"{name}-validation-{position + 1}",
-                    **style,
-                )
-                if not is_accuracy:
-                    axes.plot(
-                        column["epoch"],
-                        column["train_loss"],
-                        linewidth=0.8,
-                        linestyle=(0, (3, 1.5)),
-                        gid=f"loss-training-{position + 1}",
-                        **style,
-                    )
-                peak = float(column["lr"].max())
-                strip.plot(
-                    column["epoch"],
-                    column["lr"] / (peak or 1),
-                    linewidth=1.2,
-                    drawstyle="steps-mid",
-                    marker=marker,
-                    markersize=3,
-                    **style,
-                )
-            _set_learning_rates(strip, {0: "0", 1: "peak"}, "learning\nrate")
-            ends = [(column["epoch"][-1], values[-1]) for column, values in zip(columns, shown, strict=True)]
-            _label_ends(axes, ends, is_accuracy=is_accuracy)
-        _add_rows(figure, compared, columns, top=0.2 + table_height)
+            dashed = [column["train_loss"] for column in columns] if name == "loss" else []
+            _set_value_range(axes, name, np.concatenate(shown + dashed))
+            for number, (column, color) in enumerate(zip(columns, RUN_COLORS, strict=False), start=1):
+                epochs = column["epoch"]
+                marker = "o" if is_short or len(epochs) == 1 else ""
+                style: dict[str, Any] = {"color": color, "zorder": 3 - number / 10}  # the first lies on top
+                val, gid = column[f"val_{name}"], f"{name}-validation-{number}"
+                axes.plot(epochs, val, linewidth=width, marker=marker, markersize=4, gid=gid, **style)
+                if dashed:
+                    train, gid = column["train_loss"], f"loss-training-{number}"
+                    axes.plot(epochs, train, linewidth=0.8, linestyle=(0, (3, 1.5)), gid=gid, **style)
+                rates = column["lr_of_peak"]
+                strip.plot(epochs, rates, linewidth=1.2, drawstyle="steps-mid", marker=marker, markersize=3, **style)
+            _label_ends(axes, name, columns)
+        _add_rows(figure, compared, columns)
         add_caption(
             figure,
             "Solid: validation, on clean images after the epoch. Dashed: training loss, on augmented "
@@ -166,18 +149,15 @@ def draw_comparison(compared: Sequence[ComparedRun], *, title: str) -> Figure:
 
 
 def _columns(metrics: Sequence[EpochMetrics]) -> dict[str, Column]:
-    """The metrics by name, `(E,)` each; epochs count from 1."""
+    """The metrics by name, `(E,)` each, and the learning rate as a share of its peak; epochs count from 1."""
     names = [field.name for field in fields(EpochMetrics)]
     column = {name: np.array([getattr(line, name) for line in metrics], np.float64) for name in names}
-    return column | {"epoch": column["epoch"] + 1}
+    peak = column["lr"].max() or 1
+    return column | {"epoch": column["epoch"] + 1, "lr_of_peak": column["lr"] / peak}
 
 
-def _best(column: Mapping[str, Column]) -> int:
-    return int(column["val_accuracy"].argmax())  # the first of equals
-
-
-def _add_panels(figure: Figure, bottom: float) -> list[tuple[str, Axes, Axes]]:
-    """Axes for the loss and the accuracy, each above axes for the learning rate; `bottom` inches stay free."""
+def _add_panels(figure: Figure, columns: Sequence[Mapping[str, Column]], *, peak: str) -> list[tuple[str, Axes, Axes]]:
+    """Axes for the loss and the accuracy, each above axes for the learning rate, whose peak is labelled `peak`."""
     height = figure.get_figheight()
     grid = figure.add_gridspec(
         2,
@@ -187,62 +167,40 @@ def _add_panels(figure: Figure, bottom: float) -> list[tuple[str, Axes, Axes]]:
         wspace=0.53,
         left=0.068,
         right=0.894,
-        bottom=bottom / height,
+        bottom=1 - 3.776 / height,
         top=1 - 0.974 / height,
     )
+    first = min(float(column["epoch"][0]) for column in columns)
+    last = max(float(column["epoch"][-1]) for column in columns)
     panels = []
     for panel, name in enumerate(("loss", "accuracy")):
         axes = figure.add_subplot(grid[0, panel])
-        axes.set_title(name.capitalize(), loc="left", fontsize=9.5, color=INK, pad=9)
-        axes.tick_params(labelbottom=False, bottom=False)
-        panels.append((name, axes, figure.add_subplot(grid[1, panel], sharex=axes)))
+        axes.set_title(name.capitalize())
+        axes.tick_params(labelbottom=False)
+        strip = figure.add_subplot(grid[1, panel], sharex=axes)
+        strip.set_ylim(0, 1.15)
+        strip.set_yticks([0, 1], labels=["0", peak])
+        _write_beside(strip, 1.035, 0.5, "learning\nrate", color=MUTED)
+        _set_epochs(strip, first, last)
+        panels.append((name, axes, strip))
     return panels
 
 
-def _plot_curves(axes: Axes, epochs: Column, train: Column, val: Column, *, name: str) -> None:
-    marker = {"marker": "o", "markersize": 4.0} if len(epochs) <= 10 else {}
-    axes.plot(epochs, train, color=VERMILLION, linewidth=1.3, gid=f"{name}-training", **marker)  # type: ignore[arg-type]
-    axes.plot(epochs, val, color=BLUE, linewidth=1.8, gid=f"{name}-validation", **marker)  # type: ignore[arg-type]
-    heights = _heights(axes, [train[-1], val[-1]])
-    for height, kind, values, color in zip(
-        _spread(heights, gap=0.15), ("training", "validation"), (train, val), (VERMILLION, BLUE), strict=True
-    ):
-        axes.text(
-            1.035,
-            height,
-            f"{kind}\n{_format_value(values[-1], is_accuracy=name == 'accuracy')}",
-            color=color,
-            va="center",
-            linespacing=1.25,
-            transform=axes.transAxes,
-        )
-
-
-def _set_value_range(axes: Axes, values: Column, *, is_accuracy: bool) -> None:
+def _set_value_range(axes: Axes, name: str, values: Column) -> None:
     """Losses from 0, accuracies up to 100%; a loss that is not finite (a diverged run) does not count."""
     finite = values[np.isfinite(values)]
-    if is_accuracy:
+    if name == "accuracy":
         axes.set_ylim(max(0.0, math.floor(10 * finite.min() - 0.3) / 10), 1.0)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     else:
         axes.set_ylim(0, 1.08 * finite.max() if finite.size else 1)
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.grid(axis="y")
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-
-
-def _set_learning_rates(strip: Axes, ticks: Mapping[float, str], label: str) -> None:
-    """From 0 to a little above the highest tick."""
-    strip.set_ylim(0, 1.15 * max(ticks) or 1)
-    strip.set_yticks(list(ticks), labels=list(ticks.values()))
-    strip.tick_params(axis="y", length=0)
-    strip.spines["left"].set_visible(False)
-    strip.text(1.035, 0.5, label, color=MUTED, va="center", linespacing=1.25, transform=strip.transAxes)
 
 
 def _set_epochs(strip: Axes, first: float, last: float) -> None:
     strip.set_xlabel("epoch", labelpad=2)
+    strip.tick_params(axis="x", length=3.5)
     margin = 0.02 * (last - first) if last > first else 0.5
     strip.set_xlim(first - margin, last + margin)
     ticks = MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]).tick_values(first, last)
@@ -250,39 +208,17 @@ def _set_epochs(strip: Axes, first: float, last: float) -> None:
     strip.set_xticks(sorted({first, last, *(tick for tick in ticks if first + too_near < tick < last - too_near)}))
 
 
-def _label_best(axes: Axes, epochs: Column, curves: Sequence[Column], best: int, text: str) -> None:
-    """Label the dotted line on the side with more room, at the bottom unless the curves run there."""
-    left, right = axes.get_xlim()
-    bottom, top = axes.get_ylim()
-    is_late = epochs[best] > (left + right) / 2
-    beside = slice(0, best + 1) if is_late else slice(best, None)
-    is_near = np.abs(epochs[beside] - epochs[best]) <= max(0.4 * (right - left), 1)  # as wide as the text, or one epoch
-    lowest = min(values[beside][is_near].min() for values in curves)
-    is_taken = (lowest - bottom) / (top - bottom) < 0.25  # then the curves are flat, and the top is free
-    axes.annotate(
-        text,
-        (epochs[best], 0.95 if is_taken else 0.05),
-        xycoords=("data", "axes fraction"),
-        xytext=(-6 if is_late else 6, 0),
-        textcoords="offset points",
-        ha="right" if is_late else "left",
-        va="top" if is_taken else "bottom",
-        linespacing=1.3,
-        zorder=3,
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-        gid="best-label",
-    )
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, float]], *, is_accuracy: bool) -> None:
+def _label_ends(axes: Axes, name: str, columns: Sequence[Mapping[str, Column]]) -> None:
     """Beside the axes, write each run's number and last value, with a line from its curve's end in the same colour."""
     left, right = axes.get_xlim()
-    heights = _heights(axes, [value for _, value in ends])
-    for position, ((epoch, value), height, label_height) in enumerate(
-        zip(ends, heights, _spread(heights, gap=0.058), strict=True)
-    ):
+    values = [column[f"val_{name}"][-1] for column in columns]
+    heights = _heights(axes, values)
+    label_heights = _spread(heights, gap=0.058)
+    for position, column in enumerate(columns):
+        end = (column["epoch"][-1] - left) / (right - left)
+        height, label_height = heights[position], label_heights[position]
         axes.plot(
-            ((epoch - left) / (right - left), 1.0, 1.05),
+            (end, 1.0, 1.05),
             (height, height, label_height),
             linewidth=0.9,
             linestyle=(0, (1, 1.5)),
@@ -291,43 +227,29 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float]], *, is_accuracy:
             clip_on=False,
             zorder=1,
         )
-        axes.text(1.065, label_height, f"{position + 1}", weight="bold", va="center", transform=axes.transAxes)
-        axes.text(
-            1.11,
-            label_height,
-            _format_value(value, is_accuracy=is_accuracy),
-            va="center",
-            color=MUTED,
-            transform=axes.transAxes,
-        )
+        _write_beside(axes, 1.065, label_height, f"{position + 1}", weight="bold")
+        _write_beside(axes, 1.11, label_height, _format_value(name, values[position]), color=MUTED)
 
 
-def _add_rows(
-    figure: Figure, compared: Sequence[ComparedRun], columns: Sequence[Mapping[str, Column]], top: float
-) -> None:
-    """A row for each run: number, colour, name, details and best validation accuracy; `top` in inches from below."""
-    height = figure.get_figheight()
+def _write_beside(axes: Axes, left: float, height: float, text: str, **style: Any) -> None:
+    """Write to the right of axes; positions are fractions of their size."""
+    axes.text(left, height, text, va="center", linespacing=1.25, transform=axes.transAxes, **style)
 
-    def add_text(left: float, line: float, text: str, **style: Any) -> None:
-        figure.text(left / WIDTH, (top - 0.2 * line) / height, text, va="center", **style)
 
-    right = WIDTH - MARGIN
-    add_text(right, 0, "best validation accuracy", color=MUTED, fontsize=7.5, ha="right")
-    for line, (run, column, color) in enumerate(zip(compared, columns, RUN_COLORS, strict=False), start=1):
-        best = _best(column)
-        y = (top - 0.2 * line + 0.01) / height
-        add_text(MARGIN, line, f"{line}", weight="bold")
-        swatch = Line2D((0.33 / WIDTH, 0.62 / WIDTH), (y, y), color=color, linewidth=2.4)
-        figure.add_artist(swatch)
-        add_text(0.72, line, _shorten(run.name, 28), gid=f"name-{line}")
-        add_text(2.75, line, _shorten(run.details, 62), color=MUTED, fontsize=7.5)
-        add_text(
-            right,
-            line,
-            f"{column['val_accuracy'][best]:.2%}, epoch {column['epoch'][best]:.0f}",
-            ha="right",
-            gid=f"best-{line}",
-        )
+def _add_rows(figure: Figure, compared: Sequence[ComparedRun], columns: Sequence[Mapping[str, Column]]) -> None:
+    """A row for each run: number, colour, name, details and best validation accuracy."""
+    top, right = 4.4, WIDTH - MARGIN
+    add_text(figure, right, top, "best validation accuracy", va="center", ha="right", color=MUTED, fontsize=7.5)
+    for number, (run, column, color) in enumerate(zip(compared, columns, RUN_COLORS, strict=False), start=1):
+        top += 0.2
+        add_text(figure, MARGIN, top, f"{number}", va="center", weight="bold")
+        height = 1 - (top - 0.01) / figure.get_figheight()
+        figure.add_artist(Line2D((0.33 / WIDTH, 0.62 / WIDTH), (height, height), color=color, linewidth=2.4))
+        add_text(figure, 0.72, top, shorten(run.name, 28), va="center", gid=f"name-{number}")
+        add_text(figure, 2.75, top, shorten(run.details, 62), va="center", color=MUTED, fontsize=7.5)
+        best = column["val_accuracy"].argmax()
+        text = f"{column['val_accuracy'][best]:.2%}, epoch {column['epoch'][best]:.0f}"
+        add_text(figure, right, top, text, va="center", ha="right", gid=f"best-{number}")
 
 
 def _heights(axes: Axes, values: Sequence[float]) -> list[float]:
@@ -336,13 +258,8 @@ def _heights(axes: Axes, values: Sequence[float]) -> list[float]:
     return [(float(np.nan_to_num(value, posinf=0, neginf=0)) - bottom) / (top - bottom) for value in values]
 
 
-def _format_value(value: float, *, is_accuracy: bool) -> str:
-    return f"{value:.1%}" if is_accuracy else f"{value:.3f}"
-
-
-def _shorten(text: str, most: int) -> str:
-    """At most `most` characters of a text, from its beginning and its end."""
-    return text if len(text) <= most else f"{text[: most // 2]}…{text[-((most - 1) // 2) :]}"
+def _format_value(name: str, value: float) -> str:
+    return f"{value:.1%}" if name == "accuracy" else f"{value:.3f}"
 
 
 def _spread(heights: Sequence[float], *, gap: float) -> list[float]:
@@ -351,15 +268,14 @@ def _spread(heights: Sequence[float], *, gap: float) -> list[float]:
     After subtracting a gap for each label below, the new heights need only be in order: isotonic regression, by pooling
     neighbours.
     """
-    order = sorted(range(len(heights)), key=lambda label: heights[label])
+    order = np.argsort(heights, kind="stable")
+    gaps = gap * np.arange(len(heights))
     pools: list[list[float]] = []
-    for rank, label in enumerate(order):
-        pools.append([heights[label] - rank * gap])
+    for height in np.array(heights)[order] - gaps:
+        pools.append([height])
         while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
             pools[-2:] = [pools[-2] + pools[-1]]
-    shifted = [float(np.mean(pool)) for pool in pools for _ in pool]
-    highest = 1 - (len(heights) - 1) * gap
-    spread = list(heights)
-    for rank, (label, low) in enumerate(zip(order, shifted, strict=True)):
-        spread[label] = min(max(low, 0.0), highest) + rank * gap
-    return spread
+    shifted = [np.mean(pool) for pool in pools for _ in pool]
+    spread = np.empty(len(heights))
+    spread[order] = np.clip(shifted, 0, 1 - gaps[-1]) + gaps
+    return spread.tolist()

@@ -7,7 +7,18 @@ from matplotlib.figure import Figure
 
 from fastcifar.data.cifar10 import Images
 from fastcifar.results.metrics import LabelError
-from fastcifar.results.style import FAINT, INK, MARGIN, MUTED, VERMILLION, WIDTH, add_caption, build_figure, styled
+from fastcifar.results.style import (
+    FAINT,
+    INK,
+    MARGIN,
+    MUTED,
+    VERMILLION,
+    add_caption,
+    add_image,
+    add_text,
+    build_figure,
+    styled,
+)
 
 _NUM_COLUMNS = 8
 
@@ -35,25 +46,14 @@ def draw_label_errors(images: Images, errors: Sequence[LabelError], *, title: st
         for rank, (image, error) in enumerate(zip(images, errors, strict=True)):
             row, column = divmod(rank, _NUM_COLUMNS)
             left, top = MARGIN + column * pitch, first_top + row * row_pitch
-            axes = figure.add_axes((left / WIDTH, 1 - (top + side) / height, side / WIDTH, side / height))
-            # Without interpolation an SVG holds the 32x32 pixels as they are.
-            axes.imshow(image, interpolation="none", gid=f"image-{error.image}")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set(visible=True, color=FAINT, linewidth=1)
+            add_image(figure, image, left, top, side, gid=f"image-{error.image}", frame=FAINT)
             lines = [
                 (f"{error.label} {_format_probability(error.label_probability)}", INK),
                 (f"{error.predicted} {_format_probability(error.predicted_probability)}", VERMILLION),
             ]
             for line, (text, color) in enumerate(lines + [(f"no. {error.image:,}", MUTED)] * numbered):
-                figure.text(
-                    left / WIDTH,
-                    1 - (top + side + 0.05 + 0.135 * line) / height,
-                    text,
-                    fontsize=7,
-                    va="top",
-                    color=color,
-                    gid=f"line-{rank}-{line}",
-                )
+                below = top + side + 0.05 + 0.135 * line
+                add_text(figure, left, below, text, fontsize=7, color=color, gid=f"line-{rank}-{line}")
         add_caption(
             figure,
             "Below each image: its label and the predicted class, with their softmax probabilities. Some labels are "

@@ -66,6 +66,11 @@ class Repeats:
         return tuple(run for run in self.runs if run.state == "finished")
 
     @property
+    def num_diverged(self) -> int:
+        """The number of runs whose loss was not finite."""
+        return sum(run.state == "diverged" for run in self.runs)
+
+    @property
     def name(self) -> str:
         """The folder's name."""
         return self.folder.absolute().name
@@ -254,14 +259,13 @@ def write_summary(out: Path, groups: Sequence[Repeats], comparison: Comparison |
 
 def _as_json(repeats: Repeats) -> dict[str, Any]:
     means = repeats.means()
-    states = [run.state for run in repeats.runs]
     return {
         "name": repeats.name,
         "settings": repeats.shared_settings,
         "devices": list(repeats.devices),
         "target_accuracy": repeats.target_accuracy,
-        "num_finished": states.count("finished"),
-        "num_diverged": states.count("diverged"),
+        "num_finished": len(repeats.finished),
+        "num_diverged": repeats.num_diverged,
         "runs": [asdict(run) for run in repeats.runs],
         "statistics": {
             name: asdict(each) | ({"seeds_needed": _keys_as_text(seeds_to_tell(each.sd))} if name in MEASURES else {})

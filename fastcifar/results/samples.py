@@ -8,7 +8,18 @@ from numpy.typing import NDArray
 
 from fastcifar.data.cifar10 import CLASSES, NUM_CLASSES, Images, Labels
 from fastcifar.results.metrics import softmax
-from fastcifar.results.style import BLUE, INK, MARGIN, MUTED, VERMILLION, WIDTH, add_caption, build_figure, styled
+from fastcifar.results.style import (
+    BLUE,
+    INK,
+    MARGIN,
+    MUTED,
+    VERMILLION,
+    add_caption,
+    add_image,
+    add_text,
+    build_figure,
+    styled,
+)
 
 CHECK, CROSS = "\N{CHECK MARK}", "\N{BALLOT X}"  # both are in DejaVu Sans, which matplotlib ships
 
@@ -43,73 +54,35 @@ def draw_samples(images: Images, labels: Labels, logits: NDArray[np.float32], *,
     with styled():
         figure = build_figure(height, f"{len(wrong):,} of {len(labels):,} test images classified wrongly", title)
 
-        def add_image(kind: str, position: int, column: int, top: float, *, with_truth: bool) -> None:
-            left = MARGIN + column * pitch
-            axes = figure.add_axes((left / WIDTH, 1 - (top + side) / height, side / WIDTH, side / height))
-            # Without interpolation an SVG holds the 32x32 pixels as they are.
-            axes.imshow(images[position], interpolation="none", gid=f"{kind}-{position}")
-            axes.set(xticks=[], yticks=[])
+        def add_sample(kind: str, position: int, column: int, top: float, *, with_truth: bool) -> None:
             is_right = predictions[position] == labels[position]
             color, mark = (BLUE, CHECK) if is_right else (VERMILLION, CROSS)
-            axes.spines[:].set(visible=True, color=color, linewidth=1.6)
-            axes.text(
-                0.5,
-                -0.06,
-                f"{mark} {CLASSES[predictions[position]]}",
-                ha="center",
-                va="top",
-                fontsize=7.2,
-                color=color,
-                transform=axes.transAxes,
-            )
-            axes.text(
-                0.5,
-                -0.245,
-                _format_confidence(float(confidences[position])),
-                ha="center",
-                va="top",
-                fontsize=7.2,
-                color=MUTED,
-                transform=axes.transAxes,
-            )
+            left = MARGIN + column * pitch
+            axes = add_image(figure, images[position], left, top, side, gid=f"{kind}-{position}", frame=color)
+            confidence = float(confidences[position])
+            lines = [
+                (-0.06, "top", f"{mark} {CLASSES[predictions[position]]}", color),
+                (-0.245, "top", ">99.9%" if confidence > 0.9995 else f"{confidence:.1%}", MUTED),
+            ]
             if with_truth:
-                axes.text(
-                    0.5,
-                    1.06,
-                    CLASSES[labels[position]],
-                    ha="center",
-                    va="bottom",
-                    fontsize=7.2,
-                    color=INK,
-                    transform=axes.transAxes,
-                )
+                lines.append((1.06, "bottom", CLASSES[labels[position]], INK))
+            for height, va, text, ink in lines:
+                axes.text(0.5, height, text, ha="center", va=va, fontsize=7.2, color=ink, transform=axes.transAxes)
 
-        def add_heading(text: str, top: float) -> None:
-            figure.text(MARGIN / WIDTH, 1 - top / height, text, fontsize=9.5, va="top")
-
-        add_heading("The first test images of each class", firsts_top - 0.44)
+        add_text(figure, MARGIN, firsts_top - 0.44, "The first test images of each class", fontsize=9.5)
         for label, positions in enumerate(firsts):
             for row, position in enumerate(positions):
-                add_image("first", int(position), label, firsts_top + row * first_pitch, with_truth=row == 0)
-        add_heading("The most confident mistakes", mistakes_top - 0.44)
+                add_sample("first", int(position), label, firsts_top + row * first_pitch, with_truth=row == 0)
+        add_text(figure, MARGIN, mistakes_top - 0.44, "The most confident mistakes", fontsize=9.5)
         for rank, position in enumerate(mistakes):
             row, column = divmod(rank, NUM_CLASSES)
-            add_image("mistake", int(position), column, mistakes_top + row * mistake_pitch, with_truth=True)
+            add_sample("mistake", int(position), column, mistakes_top + row * mistake_pitch, with_truth=True)
         if not len(mistakes):
-            figure.text(
-                MARGIN / WIDTH,
-                1 - (mistakes_top - 0.17) / height,
-                va="top",
-                color=MUTED,
-                s="None: every test image is classified correctly.",
-            )
+            none = "None: every test image is classified correctly."
+            add_text(figure, MARGIN, mistakes_top - 0.17, none, color=MUTED)
         add_caption(
             figure,
             f"Above: true class. Below: {CHECK} right or {CROSS} wrong, predicted class, "
             "confidence (softmax probability).",
         )
     return figure
-
-
-def _format_confidence(confidence: float) -> str:
-    return ">99.9%" if confidence > 0.9995 else f"{confidence:.1%}"

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -17,8 +17,10 @@ from fastcifar.results.style import (
     MUTED,
     VERMILLION,
     WIDTH,
+    add_axes,
     add_caption,
     build_figure,
+    shorten,
     styled,
     write_figures,
 )
@@ -44,15 +46,8 @@ def draw_seeds(groups: Sequence[Repeats], comparison: Comparison | None = None) 
         figure = build_figure(height, _headline(groups, comparison), _title(groups))
         for panel, (measure, name) in enumerate(MEASURES.items()):
             top = _TOP + panel * (panel_height + _BETWEEN)
-            axes = figure.add_axes(
-                (
-                    _LEFT / WIDTH,
-                    1 - (top + panel_height) / height,
-                    (WIDTH - _LEFT - _RIGHT) / WIDTH,
-                    panel_height / height,
-                )
-            )
-            axes.set_title(name.capitalize(), loc="left", fontsize=9.5, color=INK, pad=5)
+            axes = add_axes(figure, _LEFT, top, WIDTH - _LEFT - _RIGHT, panel_height)
+            axes.set_title(name.capitalize(), pad=5)
             _plot(axes, groups, measure)
         add_caption(
             figure,
@@ -87,8 +82,7 @@ def _headline(groups: Sequence[Repeats], comparison: Comparison | None) -> str:
         p = "" if found.p is None else f", p = {found.p:.2g}"
         return f"Clean test accuracy {100 * found.difference:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}){p}"
     means = groups[0].means()
-    num_diverged = sum(run.state == "diverged" for run in groups[0].runs)
-    diverged = f", {num_diverged} diverged" if num_diverged else ""
+    diverged = f", {groups[0].num_diverged} diverged" if groups[0].num_diverged else ""
     if not means:
         return f"No seed is finished{diverged}"
     mean = means["test_accuracy"]
@@ -106,30 +100,17 @@ def _title(groups: Sequence[Repeats]) -> str:
 
 def _plot(axes: Axes, groups: Sequence[Repeats], measure: str) -> None:
     _set_range(axes, groups, measure)
+    names = [shorten(one_line(group.name), 18) for group in groups]
+    axes.set_yticks(range(len(groups)), names, fontsize=8.5, color=INK)
+    axes.tick_params(axis="y", pad=8)
+    beside = axes.get_yaxis_transform()  # from fractions of the width and row numbers
     for row, (group, color) in enumerate(zip(groups, _COLORS, strict=False)):
         values = group.values(measure)
+        crosses = [0.012 + 0.025 * number for number in range(group.num_diverged)]
         gid = f"{measure}-{row + 1}"
-        axes.plot(values, [row + 0.16] * len(values), "o", color=color, alpha=0.55, markersize=6, mew=0, gid=gid)
-        name = group.name if len(group.name) <= 20 else f"{group.name[:19]}…"
-        axes.annotate(
-            one_line(name),
-            (0, row),
-            xycoords=("axes fraction", "data"),
-            xytext=(-8, 0),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-        )
-        num_diverged = sum(run.state == "diverged" for run in group.runs)
-        axes.plot(
-            np.linspace(0.012, 0.012 + 0.025 * (num_diverged - 1), num_diverged),
-            [row + 0.16] * num_diverged,
-            "x",
-            color=color,
-            markersize=6,
-            transform=axes.get_yaxis_transform(),
-            gid=f"{gid}-diverged",
-        )
+        style: dict[str, Any] = {"color": color, "markersize": 6}
+        axes.plot(values, [row + 0.16] * len(values), "o", alpha=0.55, mew=0, gid=gid, **style)
+        axes.plot(crosses, [row + 0.16] * len(crosses), "x", transform=beside, gid=f"{gid}-diverged", **style)
         means = group.means()
         if not means:
             continue
@@ -137,25 +118,9 @@ def _plot(axes: Axes, groups: Sequence[Repeats], measure: str) -> None:
         if mean.interval_95 is not None:
             axes.plot(mean.interval_95, (row - 0.2, row - 0.2), color=color, linewidth=2.2, gid=f"{gid}-interval")
         axes.plot(mean.mean, row - 0.2, "|", color=color, markersize=10, markeredgewidth=2.2, gid=f"{gid}-mean")
-        axes.annotate(
-            format_mean(mean),
-            (1, row),
-            xycoords=("axes fraction", "data"),
-            xytext=(10, 0),
-            textcoords="offset points",
-            va="center",
-            weight="bold",
-            gid=f"{gid}-label",
-        )
-        axes.annotate(
-            f"n = {mean.n}",
-            (1, row),
-            xycoords=("axes fraction", "data"),
-            xytext=(90, 0),
-            textcoords="offset points",
-            va="center",
-            color=MUTED,
-        )
+        label = format_mean(mean)
+        axes.text(1.028, row, label, va="center", weight="bold", transform=beside, gid=f"{gid}-label")
+        axes.text(1.255, row, f"n = {mean.n}", va="center", color=MUTED, transform=beside)
 
 
 def _set_range(axes: Axes, groups: Sequence[Repeats], measure: str) -> None:
@@ -166,11 +131,9 @@ def _set_range(axes: Axes, groups: Sequence[Repeats], measure: str) -> None:
         shown += mean.interval_95 if mean is not None and mean.interval_95 is not None else ()
     low, high = (min(shown), max(shown)) if shown else (0.0, 1.0)
     margin = max(0.08 * (high - low), 0.0025 - (high - low) / 2)
-    has_crosses = any(run.state == "diverged" for group in groups for run in group.runs)
+    has_crosses = any(group.num_diverged for group in groups)
     left = low - margin - (0.08 * (high - low) if has_crosses else 0)
-    axes.set(xlim=(left, high + margin), ylim=(len(groups) - 0.45, -0.55), yticks=[])
+    axes.set(xlim=(left, high + margin), ylim=(len(groups) - 0.45, -0.55))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0 if high - low > 0.05 else 1))
     axes.grid(axis="x")
-    axes.tick_params(axis="x", length=0)
-    axes.spines["left"].set_visible(False)

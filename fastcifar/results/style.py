@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fastcifar.data.cifar10 import Images
 from fastcifar.errors import ArgumentError, one_line
 from fastcifar.files import replacing
 
 # Hues of Okabe and Ito's palette, which people with any common colour vision can tell apart:
 # https://jfly.uni-koeln.de/color/
-BLUE, VERMILLION = "#0072B2", "#D55E00"
+BLUE, VERMILLION, PALE_BLUE = "#0072B2", "#D55E00", "#8FBBD9"
 INK, MUTED, FAINT, GRID = "#24292F", "#57606A", "#D0D7DE", "#EAEEF2"
 
 WIDTH = 8.0  # inches; 800 px in a README, drawn at twice that for sharp screens
@@ -30,8 +32,13 @@ _STYLE: dict[Any, Any] = {
     "axes.facecolor": "white",
     "axes.edgecolor": FAINT,
     "axes.labelcolor": MUTED,
+    "axes.spines.left": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9.5,
+    "axes.titlecolor": INK,
+    "axes.titlepad": 9.0,
     "axes.axisbelow": True,
     "axes.grid": False,
     "grid.color": GRID,
@@ -43,6 +50,8 @@ _STYLE: dict[Any, Any] = {
     "ytick.labelcolor": MUTED,
     "xtick.labelsize": 8.0,
     "ytick.labelsize": 8.0,
+    "xtick.major.size": 0.0,
+    "ytick.major.size": 0.0,
     # Letters as paths look the same everywhere; with a fixed salt the same figure gives the same file.
     "svg.fonttype": "path",
     "svg.hashsalt": "fastcifar",
@@ -73,17 +82,42 @@ def build_figure(height: float, headline: str, title: str) -> Figure:
         title: which run it shows.
     """
     figure = Figure(figsize=(WIDTH, height), dpi=_DPI, label=one_line(headline))
-    figure.text(MARGIN / WIDTH, 1 - 0.16 / height, one_line(headline), fontsize=13, weight="bold", va="top")
-    title = textwrap.shorten(one_line(title), 125, placeholder=" …")
-    figure.text(MARGIN / WIDTH, 1 - 0.45 / height, title, fontsize=8.5, color=MUTED, va="top")
+    add_text(figure, MARGIN, 0.16, one_line(headline), fontsize=13, weight="bold")
+    add_text(figure, MARGIN, 0.45, textwrap.shorten(one_line(title), 125, placeholder=" …"), color=MUTED)
     return figure
 
 
 def add_caption(figure: Figure, text: str) -> None:
     """Write small print at the bottom of a figure."""
-    figure.text(
-        MARGIN / WIDTH, 0.13 / figure.get_figheight(), text, fontsize=7.5, color=MUTED, va="bottom", linespacing=1.4
-    )
+    bottom = figure.get_figheight() - 0.13
+    add_text(figure, MARGIN, bottom, text, fontsize=7.5, color=MUTED, va="bottom", linespacing=1.4)
+
+
+def add_text(figure: Figure, left: float, top: float, text: str, *, va: str = "top", **style: Any) -> None:
+    """Write on a figure, at this distance in inches from its upper left corner."""
+    figure.text(left / WIDTH, 1 - top / figure.get_figheight(), text, va=va, **style)
+
+
+def add_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Add axes of this size, at this distance from the figure's upper left corner, all in inches."""
+    whole = figure.get_figheight()
+    return figure.add_axes((left / WIDTH, 1 - (top + height) / whole, width / WIDTH, height / whole))
+
+
+def add_image(
+    figure: Figure, image: Images, left: float, top: float, side: float, *, gid: str, frame: str = "none"
+) -> Axes:
+    """Add an image in a frame of this colour, placed as by `add_axes`."""
+    axes = add_axes(figure, left, top, side, side)
+    axes.imshow(image, interpolation="none", gid=gid)  # so that an SVG holds the pixels as they are
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set(visible=True, color=frame, linewidth=1.6)
+    return axes
+
+
+def shorten(text: str, most: int) -> str:
+    """At most `most` characters of a text: names usually differ at the start or the end."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-((most - 1) // 2) :]}"
 
 
 def as_png(figure: Figure) -> bytes:
