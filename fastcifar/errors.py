@@ -54,4 +54,4 @@ def one_line(text: str) -> str:
 
 def reason(error: BaseException) -> str:
     """An exception's text as one short line, for use inside another message."""
-    return one_line(" ".join(str(error).split()) or type(error).__name__)[:200]
+    return one_line(" ".join(str(error).split()) or type(error).__name__)[:300]

@@ -2,6 +2,7 @@ import importlib
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def test_a_sound_machine(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> No
     checks = found(tiny_data)
     assert list(checks) == [
         "Python",
+        "temp files",
         "torch",
         "device",
         "compiler",
@@ -86,6 +88,26 @@ def test_a_package_that_cannot_be_imported_hides_no_other_check(tmp_path: Path) 
     assert list(reports)[-1] == "data"
 
 
+NO_TEMP_FILES = """
+import sys, tempfile
+from fastcifar import cli
+tempfile._candidate_tempdir_list = lambda: ["/nonexistent"]
+sys.argv[1:] = ["doctor", "--data", sys.argv[1]]
+cli.main()
+"""
+
+
+def test_torch_is_not_blamed_if_there_is_no_folder_for_temporary_files(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", NO_TEMP_FILES, str(tmp_path)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    problem = "cannot be used ([Errno 2] No usable temporary directory found in ['/nonexistent'])"
+    lines = done.stdout.splitlines()
+    affected = {line[9:21].strip(): below.strip() for line, below in pairwise(lines) if line.endswith(problem)}
+    assert affected.pop("temp files") == "set TMPDIR to a folder that can be written"
+    assert set(affected.values()) == {"see temp files"}
+
+
 def test_a_machine_that_says_nothing_of_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> int:
         raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
@@ -103,9 +125,9 @@ def test_caches_that_cannot_be_written_are_no_problem_but_said(
     is_cached: bool, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gather_numba, "IS_CACHED", is_cached)
-    check = doctor._check_caches()
-    assert check.is_sound
-    assert check.found.startswith(start)
+    found, remedy = doctor._check_caches()
+    assert found.startswith(start)
+    assert remedy == ""
 
 
 def test_a_gpu_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,13 +136,13 @@ def test_a_gpu_that_torch_does_not_see(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    check = doctor._check_device()
-    assert not check.is_sound
-    assert check.remedy == "repair the NVIDIA driver"
+    found, remedy = doctor._check_device()
+    assert found.startswith("a GPU that torch does not see; CPU, ")
+    assert remedy == "repair the NVIDIA driver"
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    checks = [Check("CPU", True, "two of them"), Check("data", False, "none [here]", "make some")]
+    checks = [Check("CPU", "two of them"), Check("data", "none [here]", "make some")]
     monkeypatch.setattr(doctor, "examine", lambda data_dir: iter(checks))
     code, out, err = call(monkeypatch, capsys, "doctor")
     assert (code, err) == (2, "")
