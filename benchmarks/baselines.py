@@ -20,7 +20,6 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from fastcifar.data.beton import ffcv_side_effects_undone
 from fastcifar.data.folder import Split, beton_path
 from fastcifar.pipeline.loader import Batch, EpochPlanner, Loader, ResidentLoader, StreamedLoader
 from fastcifar.recipes import Recipe
@@ -219,6 +218,8 @@ class StockFfcv(_Notebook):
         super().__init__(recipe, device, is_tuned=True, precision=precision)
         if device.type == "cuda":
             self.model.compile(dynamic=False)
+        from fastcifar.pipeline.ffcv_reader import ffcv_side_effects_undone  # FFCV may be missing
+
         with ffcv_side_effects_undone():
             from ffcv.fields.basics import IntDecoder
             from ffcv.fields.rgb_image import SimpleRGBImageDecoder

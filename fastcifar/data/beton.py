@@ -1,18 +1,15 @@
-"""FFCV's .beton file: written by FFCV, validated and read without it.
+"""FFCV's .beton file, written, validated and read without FFCV.
 
 FFCV trusts every byte of a file: some damage makes it crash, some makes it return wrong pixels. So a file is used only
-after `parse` has checked every entry. FFCV takes seconds to import, and only `write_beton` imports it.
+after `parse` has checked every entry. The bytes are those of FFCV's own writer with one worker process; that writer
+needs shared memory, of which a container may have too little, and it hangs if a worker fails.
 
 The layout, little-endian: a header, one descriptor per field, one metadata record per sample, then (from the next
 multiple of the page size) pages of pixel data, then the allocation table up to the end of the file.
 """
 
-import contextlib
 import shlex
-import warnings
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +27,7 @@ _RAW_MODE = 1  # an image's pixels as they are, not as JPEG
 _HEADER = np.dtype(
     [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_samples", "<u8"), ("table_start", "<u8")]
 )
-_FIELD = np.dtype([("type_id", "u1"), ("name", "S16"), ("arguments", "V1024")])
+_FIELD = np.dtype([("type_id", "u1"), ("name", "S16"), ("arguments", "u1", 1024)])
 _SAMPLE = np.dtype(
     {
         "names": ["mode", "width", "height", "pointer", "label"],
@@ -40,59 +37,24 @@ _SAMPLE = np.dtype(
     }
 )
 _ALLOCATION = np.dtype([("sample", "<u8"), ("pointer", "<u8"), ("size", "<u8")])
-_FIELDS = ((2, b"image"), (1, b"label"))  # FFCV's type ids of RGBImageField and IntField
+_FIELDS = np.array([(2, b"image", 0), (1, b"label", 0)], _FIELD)  # FFCV's RGBImageField and IntField
 
 
-@contextlib.contextmanager
-def ffcv_side_effects_undone() -> Iterator[None]:
-    """Keep torch's thread count, which FFCV resets on import and whenever it creates or starts a loader.
-
-    Warnings from its imports are silenced too.
-    """
-    import torch  # here, because it takes seconds and reading a file does not need it
-
-    num_threads = torch.get_num_threads()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            yield
-        finally:
-            torch.set_num_threads(num_threads)
-
-
-class _OrdinaryMemory:
-    """Takes the place of `SharedMemory`."""
-
-    def __init__(self, create: bool, size: int) -> None:
-        self.buf = bytearray(size)
-
-
-class _OrdinaryCounter:
-    """Takes the place of `multiprocessing.Value`."""
-
-    def __init__(self, _: Any, value: int) -> None:
-        self.value = value
-
-    def get_lock(self) -> contextlib.nullcontext[None]:
-        return contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def _ordinary_memory() -> Iterator[None]:
-    """Give FFCV's writer ordinary memory instead of shared memory.
-
-    The writer shares metadata and counters with its worker processes through /dev/shm. If a container has too little of
-    that, the process crashes with SIGBUS. `write_beton` has no worker processes.
-    """
-    from ffcv import memory_allocator, writer
-
-    shared_memory, value = writer.shared_memory, memory_allocator.Value
-    writer.shared_memory = SimpleNamespace(SharedMemory=_OrdinaryMemory)
-    memory_allocator.Value = _OrdinaryCounter
-    try:
-        yield
-    finally:
-        writer.shared_memory, memory_allocator.Value = shared_memory, value
+def _build_metadata(labels: NDArray[Any], page_size: int) -> dict[str, NDArray[Any]]:
+    """The parts of a file other than its pages, in the file's order. An image never crosses a page."""
+    num_images, images_per_page = len(labels), page_size // _IMAGE_BYTES
+    samples_end = _HEADER.itemsize + _FIELDS.nbytes + num_images * _SAMPLE.itemsize
+    pages_start = -(-samples_end // page_size) * page_size
+    table_start = pages_start + -(-num_images // images_per_page) * page_size
+    header = np.array([(_VERSION, len(_FIELDS), page_size, num_images, table_start)], _HEADER)
+    samples, table = np.zeros(num_images, _SAMPLE), np.zeros(num_images, _ALLOCATION)
+    index = np.arange(num_images)
+    page, slot = np.divmod(index, images_per_page)
+    samples["mode"], samples["width"], samples["height"] = _RAW_MODE, IMAGE_SIZE, IMAGE_SIZE
+    samples["pointer"] = pages_start + page * page_size + slot * _IMAGE_BYTES
+    samples["label"] = labels
+    table["sample"], table["pointer"], table["size"] = index, samples["pointer"], _IMAGE_BYTES
+    return {"header": header, "fields": _FIELDS, "samples": samples, "allocation table": table}
 
 
 def write_beton(path: Path, images: Images, labels: Labels, page_size: int = MIN_PAGE_SIZE) -> None:
@@ -108,42 +70,19 @@ def write_beton(path: Path, images: Images, labels: Labels, page_size: int = MIN
 
     Raises:
         FastcifarError: the file cannot be written.
-        ValueError: `page_size` is another number.
     """
     assert images.dtype == labels.dtype == np.uint8
     assert images.shape == (len(labels), IMAGE_SIZE, IMAGE_SIZE, 3)
     assert len(labels) > 0
-    with ffcv_side_effects_undone():
-        from ffcv.fields import IntField, RGBImageField
-        from ffcv.memory_allocator import MemoryAllocator
-        from ffcv.writer import DatasetWriter, handle_sample
-
-    class InProcessWriter(DatasetWriter):  # type: ignore[misc]
-        """FFCV's writer without its worker processes: it hangs if one of them fails, for example on a full disk."""
-
-        def _write_common(self, num_samples: int, queue_content: Iterable[Any], _: Any, arguments: tuple[Any]) -> None:
-            self.num_samples = num_samples
-            self.prepare()
-            metadata = np.frombuffer(self.metadata_sm.buf, self.metadata_type)
-            allocator = MemoryAllocator(self.fname, self.data_region_start, self.page_size)
-            with allocator:
-                for chunk in queue_content:
-                    for destination, source in chunk:
-                        sample = arguments[0][source]
-                        names = self.metadata_type.names
-                        handle_sample(sample, destination, names, metadata, allocator, self.fields)
-            self.finalize(allocator.allocations)
-
-    class Samples:
-        def __len__(self) -> int:
-            return len(labels)
-
-        def __getitem__(self, index: int) -> tuple[Images, int]:
-            return images[index], int(labels[index])
-
-    fields = {"image": RGBImageField(write_mode="raw"), "label": IntField()}
-    with writing(path), _ordinary_memory():
-        InProcessWriter(str(path), fields, page_size, num_workers=1).from_indexed_dataset(Samples())
+    *head, table = _build_metadata(labels, page_size).values()
+    images_per_page = page_size // _IMAGE_BYTES
+    with writing(path), path.open("wb") as file:
+        file.write(b"".join(part.tobytes() for part in head))
+        for start in range(0, len(images), images_per_page):
+            file.write(bytes(-file.tell() % page_size))
+            file.write(images[start : start + images_per_page].tobytes())
+        file.write(bytes(-file.tell() % page_size))
+        file.write(table.tobytes())
 
 
 def remedy(data_dir: Path) -> str:
@@ -172,7 +111,7 @@ def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Imag
         if not condition:
             raise FastcifarError(f"{path} is damaged ({what}): {remedy(path.parent)}")
 
-    samples_start = _HEADER.itemsize + len(_FIELDS) * _FIELD.itemsize
+    samples_start = _HEADER.itemsize + _FIELDS.nbytes
     samples_end = samples_start + num_images * _SAMPLE.itemsize
     require(len(content) >= samples_end, "it ends too early")
     header = content[: _HEADER.itemsize].view(_HEADER)[0]
@@ -180,31 +119,19 @@ def parse(content: NDArray[np.uint8], path: Path, num_images: int) -> tuple[Imag
     require(header["num_samples"] == num_images, f"it does not hold {num_images:,} images")
     page_size = int(header["page_size"])
     require(MIN_PAGE_SIZE <= page_size <= MAX_PAGE_SIZE and page_size.bit_count() == 1, "page size")
-    require(header["num_fields"] == len(_FIELDS), "number of fields")
-    for field, (type_id, name) in zip(content[_HEADER.itemsize : samples_start].view(_FIELD), _FIELDS, strict=True):
-        known = field["type_id"] == type_id and field["name"] == name and not any(field["arguments"].tobytes())
-        require(known, f"field {name.decode()}")
+    labels = content[samples_start:samples_end].view(_SAMPLE)["label"]
+    require(((labels >= 0) & (labels < NUM_CLASSES)).all(), "label")
 
-    pages_start = -(-samples_end // page_size) * page_size
-    num_pages = -(-num_images // (page_size // _IMAGE_BYTES))  # an image never crosses a page
-    table_start = pages_start + num_pages * page_size
-    require(header["table_start"] == table_start, "position of the allocation table")
-    require(len(content) == table_start + num_images * _ALLOCATION.itemsize, "size of the file")
-
-    samples = content[samples_start:samples_end].view(_SAMPLE)
-    require((samples["mode"] == _RAW_MODE).all(), "image mode")
-    require((samples["width"] == IMAGE_SIZE).all() and (samples["height"] == IMAGE_SIZE).all(), "image size")
-    require(((samples["label"] >= 0) & (samples["label"] < NUM_CLASSES)).all(), "label")
-    # A single writer fills the pages in order, so every pointer has one correct value.
-    index = np.arange(num_images, dtype=np.uint64)
-    page, slot = np.divmod(index, np.uint64(page_size // _IMAGE_BYTES))
-    pointers = np.uint64(pages_start) + page * np.uint64(page_size) + slot * np.uint64(_IMAGE_BYTES)
-    require((samples["pointer"] == pointers).all(), "image pointer")
-    table = content[table_start:].view(_ALLOCATION)
-    sound = (table["sample"] == index) & (table["pointer"] == pointers) & (table["size"] == _IMAGE_BYTES)
-    require(sound.all(), "allocation table")
+    # Everything else follows from the labels and the page size.
+    expected = _build_metadata(labels, page_size)
+    pages_start, table_start = int(expected["samples"]["pointer"][0]), int(expected["header"]["table_start"][0])
+    require(len(content) == table_start + expected["allocation table"].nbytes, "size of the file")
+    starts = (0, _HEADER.itemsize, samples_start, table_start)
+    for start, (part, values) in zip(starts, expected.items(), strict=True):
+        found = content[start : start + values.nbytes].view(values.dtype)
+        for name in values.dtype.names or ():
+            require(np.array_equal(found[name], values[name]), f"{part}: {name}")
 
     used = page_size // _IMAGE_BYTES * _IMAGE_BYTES
-    pages = content[pages_start:table_start].reshape(num_pages, page_size)[:, :used]
-    images = pages.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 3)[:num_images]
-    return images, samples["label"].astype(np.uint8)
+    pages = content[pages_start:table_start].reshape(-1, page_size)[:, :used]
+    return pages.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, 3)[:num_images], labels.astype(np.uint8)

@@ -7,18 +7,34 @@ batch is valid until the next is taken, and `loader.StreamedLoader` copies it in
 
 import contextlib
 import queue
-from collections.abc import Callable, Generator
+import warnings
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from fastcifar.data.beton import ffcv_side_effects_undone
 from fastcifar.errors import FastcifarError
 from fastcifar.kernels.gather_numba import augment_into
+
+
+@contextlib.contextmanager
+def ffcv_side_effects_undone() -> Iterator[None]:
+    """Keep torch's thread count, which FFCV resets on import and whenever it creates or starts a loader.
+
+    Warnings from its imports are silenced too.
+    """
+    num_threads = torch.get_num_threads()
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            yield
+        finally:
+            torch.set_num_threads(num_threads)
+
 
 with ffcv_side_effects_undone():
     from ffcv.fields.basics import IntDecoder
