@@ -4,6 +4,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Self
@@ -13,7 +14,7 @@ from rich.columns import Columns
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.constrain import Constrain
 from rich.live import Live
-from rich.progress import BarColumn, Progress
+from rich.progress import BarColumn, Progress, TaskProgressColumn
 from rich.table import Table
 
 from fastcifar.data import cifar10
@@ -23,7 +24,7 @@ from fastcifar.results.records import BEST_FILE, EpochMetrics, Results
 from fastcifar.results.run_dir import RunSummary
 from fastcifar.training.callbacks import Callback
 
-if TYPE_CHECKING:  # the view is up before torch is imported
+if TYPE_CHECKING:  # `fastcifar runs` needs no torch
     from fastcifar.inference.evaluation import Evaluation
     from fastcifar.inference.prediction import Prediction
     from fastcifar.results.seed_tables import SeedTable  # imports scipy, which only `repeat` and `report` need
@@ -62,16 +63,15 @@ class RunView(Callback):
         is_stderr_here = sys.stderr is not None and sys.stderr.isatty()  # the view would swallow `2> log`
         self._live = Live(self, console=self._out, transient=True, redirect_stderr=is_stderr_here)
         bar = BarColumn(None, complete_style="cyan", finished_style="cyan", pulse_style="cyan")
-        columns = ("{task.description}", bar, "{task.fields[share]}")
+        columns = ("{task.description}", bar, TaskProgressColumn("{task.percentage:>3.0f}%"))
         # Counts the steps of the whole run. The view draws it, so it is not started.
         self._progress = Progress(*columns, console=self._out, expand=True, get_time=perf_counter)
-        self._task_id = self._progress.add_task("", total=None, share="")
+        self._task_id = self._progress.add_task("", total=None)
         self._num_epochs = self._num_steps = self._batch_size = 0
         self._first_position = 0  # steps done before this process
         self._epoch_start = 0.0
         self._rate: float | None = None  # images per second
-        self._last: EpochMetrics | None = None
-        self._best: EpochMetrics | None = None
+        self._finished: list[EpochMetrics] = []
 
     def __enter__(self) -> Self:
         if self._is_live:
@@ -97,48 +97,30 @@ class RunView(Callback):
         self._first_position = len(finished) * num_steps
         self._progress.reset(self._task_id, total=num_epochs * num_steps)
         self._move(len(finished), self._first_position)
-        self._epoch_start = perf_counter()
-        self._rate = self._last = self._best = None  # forget an earlier run's
-        for metrics in finished:
-            self._keep(metrics)
+        self._epoch_start, self._rate, self._finished = perf_counter(), None, list(finished)
 
     def on_step_end(self, epoch: int, step: int) -> None:
         """A step was issued; both count from 0."""
-        now = perf_counter()
-        if step == 0:
-            self._epoch_start = now
-        else:
-            self._rate = step * self._batch_size / (now - self._epoch_start)
+        self._rate = (step + 1) * self._batch_size / (perf_counter() - self._epoch_start)
         self._move(epoch, epoch * self._num_steps + step + 1)
 
     def on_epoch_end(self, metrics: EpochMetrics) -> None:
         """An epoch ended; `metrics` is its line of `metrics.jsonl`."""
-        self._keep(metrics)
-        self._rate = metrics.img_per_s
+        self._epoch_start, self._rate = perf_counter(), metrics.img_per_s
+        self._finished.append(metrics)
         epoch = f"epoch {metrics.epoch + 1:>{len(str(self._num_epochs))}}/{self._num_epochs}"
-        train, val = f"train loss {metrics.train_loss:.3f}", f"val loss {metrics.val_loss:.3f}"
-        train_accuracy, val_accuracy = f"acc {metrics.train_accuracy:.1%}", f"acc {metrics.val_accuracy:.1%}"
-        most = f"{epoch}  {train} {train_accuracy}  {val} {val_accuracy}"
-        rate = f"{metrics.img_per_s:,.0f} img/s"
-        variants = [
-            f"{most}  lr {metrics.lr:.2g}  {rate}  {metrics.seconds:.1f} s",
-            f"{most}  {rate}",
-            most,
-            f"{epoch}  {train.removeprefix('train ')}  val {val_accuracy}",
-            f"{epoch}  val {val_accuracy}",
-        ]
-        fitting = [line for line in variants if len(line) <= self._out.width]
-        self.on_message((fitting or variants[-1:])[0])
+        train = f"train loss {metrics.train_loss:.3f} acc {metrics.train_accuracy:.1%}"
+        val = f"val loss {metrics.val_loss:.3f} acc {metrics.val_accuracy:.1%}"
+        lr, rate, seconds = f"lr {metrics.lr:.2g}", f"{metrics.img_per_s:,.0f} img/s", f"{metrics.seconds:.1f} s"
+        parts = [epoch, train, val, lr, rate, seconds]
+        for least_important in (lr, seconds, rate, train):
+            if len("  ".join(parts)) > self._out.width:
+                parts.remove(least_important)
+        self.on_message("  ".join(parts))
 
     def _move(self, epoch: int, position: int) -> None:
-        share = f"{100 * position // (self._num_epochs * self._num_steps):>3}%"
         label = f"epoch {min(epoch + 1, self._num_epochs)}/{self._num_epochs}"  # a resumed run may only be evaluated
-        self._progress.update(self._task_id, completed=position, description=label, share=share)
-
-    def _keep(self, metrics: EpochMetrics) -> None:
-        self._last = metrics
-        if self._best is None or metrics.val_accuracy > self._best.val_accuracy:
-            self._best = metrics
+        self._progress.update(self._task_id, completed=position, description=label)
 
     def __rich_console__(self, _: Console, __: ConsoleOptions) -> Iterator[RenderableType]:
         """Draw the live view; rich asks for it four times a second."""
@@ -153,25 +135,20 @@ class RunView(Callback):
             return []
         passed, num_done = task.elapsed or 0.0, task.completed - self._first_position
         pace = [] if self._rate is None else [f"{self._rate:,.0f} img/s"]
-        pace.append(f"{_format_duration(passed)} passed")
+        pace.append(f"{timedelta(seconds=round(passed))} passed")
         if num_done:
-            pace.append(f"{_format_duration(passed / num_done * task.remaining)} left")
+            pace.append(f"{timedelta(seconds=round(passed / num_done * task.remaining))} left")
         return pace
 
     def _figures(self) -> list[str]:
         """Figures of finished epochs only: reading the current step's loss would have to wait for the device."""
-        if self._last is None or self._best is None:
+        if not self._finished:
             return []
-        last, best = self._last, self._best
+        last, best = self._finished[-1], max(self._finished, key=lambda metrics: metrics.val_accuracy)
         return [
             f"last: train loss {last.train_loss:.3f}, val acc {last.val_accuracy:.1%}",
             f"best: val acc {best.val_accuracy:.1%}, epoch {best.epoch + 1}",
         ]
-
-
-def _format_duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 def print_table(columns: list[str], rows: list[list[str]], *, num_text_columns: int) -> None:
@@ -236,21 +213,20 @@ def show_summary(recipe: Recipe, settings: "Settings", run_dir: Path, results: R
             f" {num_train:,} training images. At the {results.img_per_s:,.0f} img/s measured here the full recipe"
             f" trains for about {duration}.",
         )
+    out.print(f"\nrun       {one_line(str(run_dir))}")
+    out.print(f"weights   {one_line(str(run_dir / BEST_FILE))}")
+    if (run_dir / "charts").exists():  # otherwise they could not be drawn
+        out.print(f"charts    {one_line(str(run_dir / 'charts'))}")
     where = shlex.quote(str(run_dir))
     commands = {
         f"fastcifar report {where}": "everything on one page",
         f"fastcifar evaluate {where}": "scores of each class",
         f"fastcifar predict {where} PICTURE": "classify your own picture",
-        again if is_short else f"{again} --seed {settings.recipe.seed + 1}": "the full recipe"
-        if is_short
-        else "another seed",
     }
-    out.print()
-    places = {"run": run_dir, "weights": run_dir / BEST_FILE, "charts": run_dir / "charts"}
-    if not places["charts"].exists():  # they could not be drawn
-        del places["charts"]
-    for name, path in places.items():
-        out.print(f"{name:<10}{one_line(str(path))}")
+    if is_short:
+        commands[again] = "the full recipe"
+    else:
+        commands[f"{again} --seed {settings.recipe.seed + 1}"] = "another seed"
     for position, (command, purpose) in enumerate(commands.items()):
         line = f"{'' if position else 'next':<10}{command}"
         out.print(f"{line}  # {purpose}" if len(line) + len(purpose) + 4 <= out.width else line)

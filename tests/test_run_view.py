@@ -62,10 +62,11 @@ def test_an_epoch_is_one_plain_line_elsewhere_than_on_a_terminal(capsys: pytest.
 @pytest.mark.parametrize(
     ("width", "line"),
     [
-        (30, "epoch  2/10  val acc 60.0%"),
-        (40, "epoch  2/10  loss 1.235  val acc 60.0%"),
+        (30, "epoch  2/10  val loss 1.100 acc 60.0%"),  # there is no shorter line
+        (40, "epoch  2/10  val loss 1.100 acc 60.0%"),
         (66, "epoch  2/10  train loss 1.235 acc 55.1%  val loss 1.100 acc 60.0%"),
         (80, "epoch  2/10  train loss 1.235 acc 55.1%  val loss 1.100 acc 60.0%  12,346 img/s"),
+        (88, "epoch  2/10  train loss 1.235 acc 55.1%  val loss 1.100 acc 60.0%  12,346 img/s  4.2 s"),
         (200, "epoch  2/10  train loss 1.235 acc 55.1%  val loss 1.100 acc 60.0%  lr 0.001  12,346 img/s  4.2 s"),
     ],
 )
@@ -102,16 +103,20 @@ def test_the_live_view(clock: Clock) -> None:
     run_view = RunView()
     assert view(run_view, 20)[0].strip(" ━") == ""  # nothing is known yet: only a moving bar
     halfway(run_view, clock)
-    pace = "12,346 img/s  1:40 passed  1:40 left"
+    pace = "12,346 img/s  0:01:40 passed  0:01:40 left"
     last, best = "last: train loss 1.235, val acc 55.0%", "best: val acc 60.0%, epoch 1"
-    assert view(run_view, 40) == [f"epoch 2/4 {bar(25)}  50%", pace, last, best]
+    assert view(run_view, 42) == [f"epoch 2/4 {bar(27)}  50%", pace, last, best]
     assert view(run_view, 80) == [f"epoch 2/4 {bar(65)}  50%", pace, f"{last}  {best}"]
     assert view(run_view, 200) == [f"epoch 2/4 {bar(85)}  50%", pace, f"{last}  {best}"]
     clock.now += 10
     run_view.on_step_end(2, 0)
     clock.now += 2
     run_view.on_step_end(2, 1)
-    assert view(run_view, 40)[:3] == [f"epoch 3/4 {bar(25, 22 / 40)}  55%", "4 img/s  1:52 passed  1:32 left", last]
+    assert view(run_view, 42)[:3] == [
+        f"epoch 3/4 {bar(27, 22 / 40)}  55%",
+        "1 img/s  0:01:52 passed  0:01:32 left",
+        last,
+    ]
 
 
 def test_a_resumed_run_begins_where_it_stands(clock: Clock) -> None:
@@ -119,7 +124,7 @@ def test_a_resumed_run_begins_where_it_stands(clock: Clock) -> None:
     run_view.on_train_begin(4, 10, 8, (metrics(0, 0.6), metrics(1, 0.5)))
     assert view(run_view, 60) == [
         f"epoch 3/4 {bar(45)}  50%",
-        "0:00 passed",
+        "0:00:00 passed",
         "last: train loss 1.235, val acc 50.0%",
         "best: val acc 60.0%, epoch 1",
     ]
@@ -128,13 +133,13 @@ def test_a_resumed_run_begins_where_it_stands(clock: Clock) -> None:
     clock.now += 5
     run_view.on_step_end(2, 1)
     # 2 of 20 steps in 10 seconds; the 20 steps before do not count.
-    assert view(run_view, 60)[1] == "2 img/s  0:10 passed  1:30 left"
+    assert view(run_view, 60)[1] == "2 img/s  0:00:10 passed  0:01:30 left"
 
 
 def test_a_resumed_run_with_no_epoch_left_is_at_its_last(clock: Clock) -> None:
     run_view = RunView()
     run_view.on_train_begin(2, 10, 8, (metrics(0, 0.6), metrics(1, 0.5)))
-    assert view(run_view, 60)[:2] == [f"epoch 2/2 {bar(45, 1)} 100%", "0:00 passed"]
+    assert view(run_view, 60)[:2] == [f"epoch 2/2 {bar(45, 1)} 100%", "0:00:00 passed"]
 
 
 @pytest.mark.parametrize("width", [0, 1, 10, 20])
@@ -144,7 +149,7 @@ def test_a_terminal_too_narrow_for_the_view_shows_the_parts_one_by_one(clock: Cl
     lines = view(run_view, width)
     assert max(map(len, lines), default=0) <= width
     if width == 20:
-        assert lines[1:4] == ["12,346 img/s", "1:40 passed", "1:40 left"]
+        assert lines[1:4] == ["12,346 img/s", "0:01:40 passed", "0:01:40 left"]
 
 
 def test_hours_and_thousands(clock: Clock) -> None:
@@ -152,8 +157,8 @@ def test_hours_and_thousands(clock: Clock) -> None:
     run_view.on_train_begin(70, 390, 128, ())
     clock.now += 3725
     run_view.on_step_end(0, 389)
-    assert view(run_view, 80)[1] == "13 img/s  1:02:05 passed  71:23:45 left"  # 69 more epochs
-    assert view(run_view, 36)[1:] == ["13 img/s       1:02:05 passed", "71:23:45 left"]  # in columns
+    assert view(run_view, 80)[1] == "13 img/s  1:02:05 passed  2 days, 23:23:45 left"  # 69 more epochs
+    assert view(run_view, 36)[1:] == ["13 img/s", "1:02:05 passed", "2 days, 23:23:45 left"]
 
 
 def test_a_terminal_gets_the_view_and_is_left_clean(
@@ -166,7 +171,7 @@ def test_a_terminal_gets_the_view_and_is_left_clean(
         shown = capsys.readouterr().out
     hide_cursor, show_cursor, erase_three_lines = "\x1b[?25l", "\x1b[?25h", "\x1b[1A\x1b[2K" * 3
     assert shown.startswith(hide_cursor)
-    assert "1:40 left" in shown
+    assert "0:01:40 left" in shown
     assert capsys.readouterr().out.endswith(f"{show_cursor}\r{erase_three_lines}")
 
 
@@ -203,7 +208,7 @@ def test_columns_0_means_the_terminals_own_width(
     monkeypatch.setattr(os, "get_terminal_size", lambda *_: os.terminal_size((40, 24)))
     with RunView() as run_view:
         halfway(run_view, clock)
-    assert "epoch 1/4  loss 1.235  val acc 60.0%\n" in capsys.readouterr().out
+    assert "epoch 1/4  val loss 1.100 acc 60.0%\n" in capsys.readouterr().out
 
 
 def test_what_is_no_terminal_gets_lines_whatever_the_environment_says(
