@@ -1,4 +1,4 @@
-"""Exceptions for errors that a user can correct and for runs that are stopped, and their one-line texts."""
+"""Exceptions for errors that a user can correct and for runs that are stopped, and parts of one-line texts."""
 
 
 class FastcifarError(Exception):
@@ -50,6 +50,11 @@ class Interrupted(Exception):  # noqa: N818 (like KeyboardInterrupt, not an erro
 def one_line(text: str) -> str:
     """Text as one line for a terminal; control characters are escaped, because a file name may contain them."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, whose plural ends in s: 1 epoch, 2,000 epochs."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def reason(error: BaseException) -> str:

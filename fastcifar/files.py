@@ -54,6 +54,15 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an operating system's error in reading `path` into one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise FastcifarError(f"cannot read {path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
 def locked(folder: Path, message: str) -> Iterator[None]:
     """Hold a lock on an existing folder; the lock ends with the process, even if the process is killed.
 
@@ -112,9 +121,8 @@ def read_text(path: Path) -> str:
         FastcifarError: it cannot be read, or is not UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FastcifarError(f"cannot read {path}: {error.strerror}") from error
+        with reading(path):
+            return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise FastcifarError(f"{path} is damaged: it is not UTF-8 text") from error
 

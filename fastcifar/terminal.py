@@ -245,7 +245,7 @@ def show_evaluation(evaluation: "Evaluation") -> None:
     _print_text(
         out,
         f"accuracy {evaluation.accuracy:.2%} (95% interval {low:.2%} to {high:.2%}), loss {evaluation.loss:.4f},"
-        f" on {evaluation.num_images:,} images of {evaluation.split}, {evaluation.describe_images()}",
+        f" on {evaluation.describe_images()}",
     )
     trust = evaluation.calibration
     _print_text(out, f"expected calibration error {trust.error:.2%} (mean confidence {trust.mean_confidence:.1%})\n")

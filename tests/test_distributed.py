@@ -173,7 +173,7 @@ def test_a_dead_rank_ends_the_job_which_goes_on_with_any_number(tiny_data: Path,
     assert process.returncode == 1
     assert seconds < 20, output  # gloo's limit is half an hour
     assert "rank      : 1 (local_rank: 1)" in output
-    assert "1 finished epochs are saved in run; continue with `fastcifar train --resume run`" in output
+    assert "run holds 1 finished epoch; continue with `fastcifar train --resume run`" in output
     before = read_metrics(tmp_path / "run")
     assert len(before) == 1
 

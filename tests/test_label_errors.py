@@ -12,7 +12,9 @@ ERRORS = [LabelError(2405, "frog", 0.0002, "cat", 0.9876), LabelError(7, "automo
 
 @pytest.mark.parametrize("numbered", [True, False])
 def test_images_are_shown_with_label_and_prediction(numbered: bool) -> None:
-    figure = draw_label_errors(TEST_IMAGES[:2], ERRORS, title="a run", numbered=numbered)
+    images = np.zeros((2406, 32, 32, 3), np.uint8)
+    images[[2405, 7]] = TEST_IMAGES[:2]
+    figure = draw_label_errors(images, ERRORS, title="a run", numbered=numbered)
     shown = [image.get_array() for image in figure.findobj(AxesImage) if isinstance(image, AxesImage)]
     np.testing.assert_array_equal(np.stack([np.asarray(image) for image in shown]), TEST_IMAGES[:2])
     assert [text_of(figure, f"line-0-{line}") for line in range(2)] == ["frog <0.1%", "cat 98.8%"]
@@ -23,7 +25,7 @@ def test_images_are_shown_with_label_and_prediction(numbered: bool) -> None:
 
 @pytest.mark.parametrize(("num_errors", "num_rows"), [(1, 1), (8, 1), (9, 2), (40, 5)])
 def test_eight_beside_each_other(num_errors: int, num_rows: int) -> None:
-    figure = draw_label_errors([TEST_IMAGES[0]] * num_errors, ERRORS[:1] * num_errors, title="")  # type: ignore[arg-type]
+    figure = draw_label_errors(TEST_IMAGES, ERRORS[1:] * num_errors, title="")
     boxes = [axes.get_position() for axes in figure.axes]
     assert len({round(box.y0, 6) for box in boxes}) == num_rows
     assert all(0 < box.x0 < box.x1 < 1 and 0 < box.y0 < box.y1 < 1 for box in boxes)

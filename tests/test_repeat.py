@@ -58,6 +58,6 @@ def test_a_seed_that_diverges_is_kept_and_not_tried_again(
         code, out, err = call(monkeypatch, capsys, *command)
         assert (code, err) == (0, "")
         assert "seed 42 diverged: the loss is not finite in step 1 of epoch 1" in out
-        assert "1 of 2 seeds are finished; the statistics cover these" in out
+        assert "the statistics cover the finished seeds only: 1 of 2" in out
     assert len(steps) == 2  # one step of either seed
     assert [run.state for run in read_repeats(Path("runs/adam89-seeds")).runs] == ["diverged", "finished"]

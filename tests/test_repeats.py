@@ -72,7 +72,7 @@ def test_a_diverged_seed_is_shown_and_counted(three: Path) -> None:
     assert table.rows[3] == ["45", "diverged", "", "", "", ""]
     assert table.remarks[:2] == [
         "seed 45 diverged: the loss is not finite in step 7",
-        "3 of 4 seeds are finished; the statistics cover these",
+        "the statistics cover the finished seeds only: 3 of 4",
     ]
     figure = draw_seeds([found])
     assert "Clean test accuracy 62.00% ± 4.97, 3 seeds, 1 diverged" in texts(figure)
@@ -171,7 +171,7 @@ def test_folders_that_cannot_be_read_together_are_refused(three: Path, tmp_path:
     with pytest.raises(FastcifarError, match="were tested on None and on 10 images"):
         compare_repeats(read(three), read(tmp_path / "few"))
     write_seed(tmp_path / "one", 45, 0.6)
-    with pytest.raises(FastcifarError, match=r"one has 1 finished seeds: a comparison needs 2 of each"):
+    with pytest.raises(FastcifarError, match=r"one has 1 finished seed: a comparison needs 2 of each"):
         compare_repeats(read(three), read(tmp_path / "one"))
     with pytest.raises(FastcifarError, match="paired needs at least 2 seeds that both folders have finished, not 0"):
         compare_repeats(read(three), read(tmp_path / "one"), by_seed=True)

@@ -41,7 +41,7 @@ def test_a_run_can_be_stopped_again_and_its_time_adds_up(
     out, listener = tmp_path / "again", Listener()
     interrupt(tiny_template, out, (0, 2), precision="bf16")
     listener.stop_at = (2, 4)
-    with pytest.raises(Interrupted, match="2 finished epochs are saved"):
+    with pytest.raises(Interrupted, match="holds 2 finished epochs;"):
         resume_training(out, tiny_template, listener)
     assert listener.steps[0] == (0, 0)
     before = load_checkpoint(out / "last.pt")["seconds"]
@@ -149,6 +149,8 @@ def test_a_run_that_is_still_going_is_refused(stopped_run: Path) -> None:
 def test_a_signal_in_a_resumed_run_names_the_way_on(stopped_run: Path) -> None:
     listener = Listener()
     listener.stop_at = (1, 0)
-    with pytest.raises(Interrupted, match=rf"1 finished epochs .* `fastcifar train --resume {stopped_run}`") as caught:
+    with pytest.raises(
+        Interrupted, match=rf"{stopped_run} holds 1 finished epoch; .* `fastcifar train --resume {stopped_run}`"
+    ) as caught:
         resume_training(stopped_run, None, listener)
     assert caught.value.signal_number == signal.SIGINT

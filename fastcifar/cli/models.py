@@ -68,7 +68,7 @@ def evaluate(
             if path is not None:
                 check_picture(path, name)
     from fastcifar.inference.classifier import load_classifier
-    from fastcifar.inference.evaluation import evaluate_split, load_label_errors
+    from fastcifar.inference.evaluation import evaluate_split, load_official_images
     from fastcifar.results.records import as_plain
     from fastcifar.terminal import show_evaluation
 
@@ -78,12 +78,12 @@ def evaluate(
         _show_notes([note] if note else [])
     _show_notes(classifier.notes)
     evaluation = evaluate_split(classifier, data_dir, split, augmented=augmented, mirror_tta=tta, num_images=num_images)
-    title = f"{classifier.describe()}, on {evaluation.num_images:,} images of {split}, {evaluation.describe_images()}"
+    title = f"{classifier.describe()}, on {evaluation.describe_images()}"
     if calibration is not None:
         write_picture(calibration, draw_calibration(evaluation.calibration, title=title))
     if label_errors is not None:
-        doubtful = load_label_errors(evaluation, data_dir)
-        write_picture(label_errors, draw_label_errors(doubtful, evaluation.label_errors, title=title))
+        images = load_official_images(data_dir)
+        write_picture(label_errors, draw_label_errors(images, evaluation.label_errors, title=title))
     if as_json:
         click.echo(json.dumps(as_plain(evaluation), indent=2))
     else:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import FastcifarError, counted
 from fastcifar.inference.weights import load_plain_weights
 from fastcifar.kernels.winograd import why_unavailable
 from fastcifar.recipes import get_recipe
@@ -76,9 +76,7 @@ class Classifier:
 
 def describe_model(path: object, recipe: str, num_epochs: int) -> str:
     """Describe a model on one line; 0 epochs, those of plain weights, are left out."""
-    if not num_epochs:
-        return f"{path}: {recipe}"
-    return f"{path}: {recipe}, {num_epochs} epoch{'' if num_epochs == 1 else 's'}"
+    return f"{path}: {recipe}" + (f", {counted(num_epochs, 'epoch')}" if num_epochs else "")
 
 
 def load_classifier(

@@ -9,7 +9,7 @@ import torch
 from fastcifar.data import cifar10
 from fastcifar.data.cifar10 import Images
 from fastcifar.data.folder import load_val_and_test
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import FastcifarError, counted
 from fastcifar.inference.classifier import Classifier, describe_model
 from fastcifar.results.metrics import (
     NUM_LABEL_ERRORS,
@@ -69,8 +69,9 @@ class Evaluation:
         return describe_model(self.checkpoint, self.recipe, self.num_epochs)
 
     def describe_images(self) -> str:
-        """Describe in a few words how the images were transformed."""
-        return "augmented" if self.augmented else "clean, mirror TTA" if self.mirror_tta else "clean"
+        """Describe the images in a few words: how many of which split, and how they were transformed."""
+        transformed = "augmented" if self.augmented else "clean, mirror TTA" if self.mirror_tta else "clean"
+        return f"{counted(self.num_images, 'image')} of {self.split}, {transformed}"
 
 
 def evaluate_split(
@@ -132,21 +133,15 @@ def evaluate_split(
     )
 
 
-def load_label_errors(evaluation: Evaluation, data_dir: Path) -> Images:
-    """The images of an evaluation's label errors.
+def load_official_images(data_dir: Path) -> Images:
+    """The images of the official test set in its order, `(10000, 32, 32, 3)` uint8.
 
     Args:
-        evaluation: from `evaluate_split`.
         data_dir: a folder that `prepare` filled.
-
-    Returns:
-        `(N, 32, 32, 3)` uint8, in the order of `label_errors`.
 
     Raises:
         FastcifarError: the data is damaged.
     """
-    halves = load_val_and_test(data_dir)
-    official = np.empty((cifar10.SPEC.num_test, *halves[0].images.shape[1:]), np.uint8)
-    for half in halves:
-        official[half.indices - cifar10.SPEC.num_train] = half.images
-    return official[np.array([error.image for error in evaluation.label_errors], np.intp)]
+    val, test = load_val_and_test(data_dir)
+    order = np.argsort(np.concatenate([val.indices, test.indices]))
+    return np.concatenate([val.images, test.images])[order]

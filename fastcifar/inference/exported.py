@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastcifar.data.cifar10 import IMAGE_SIZE, NUM_CLASSES
 from fastcifar.errors import ArgumentError, FastcifarError
+from fastcifar.files import reading
 from fastcifar.inference.classifier import Classifier, build_classifier
 from fastcifar.kernels.gather import gather_augmented
 from fastcifar.machine import check_installed
@@ -42,13 +43,6 @@ def load_exported(path: Path, device: str = "auto") -> Classifier:
     return (load_onnx if path.suffix == ".onnx" else load_safetensors)(path, device)
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FastcifarError(f"cannot read {path}: {error.strerror}") from error
-
-
 def write_metadata(settings: Settings, num_epochs: int) -> str:
     """The metadata of an exported file, for `load_exported`."""
     return json.dumps({"settings": settings.as_config(), "num_epochs": num_epochs})
@@ -71,7 +65,8 @@ def load_safetensors(path: Path, device: str) -> Classifier:
     check_installed("export", "safetensors")
     import safetensors.torch
 
-    content = _read(path)
+    with reading(path):
+        content = path.read_bytes()
     try:
         weights = safetensors.torch.load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
@@ -92,7 +87,8 @@ def load_onnx(path: Path, device: str) -> Classifier:
     check_installed("export", "onnxruntime")
     import onnxruntime
 
-    content = _read(path)
+    with reading(path):
+        content = path.read_bytes()
     if device not in ("auto", "cpu"):
         raise ArgumentError("device", f"must be cpu for an ONNX file, not {device!r}")
     options = onnxruntime.SessionOptions()

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fastcifar.data.cifar10 import Images
-from fastcifar.errors import ArgumentError, one_line
+from fastcifar.errors import ArgumentError, counted, one_line
 from fastcifar.results.style import (
     BLUE,
     GRID,
@@ -63,7 +63,7 @@ def draw_grid(images: Sequence[Images], predictions: "Sequence[Prediction]", *, 
     side, row_pitch, first_top, foot = 1.05, 1.58, 1.05, 0.42  # inches
     column_pitch = (WIDTH - MARGIN) / 2
     height = first_top + num_rows * row_pitch - (row_pitch - side) + foot
-    headline = "What the model sees in " + (f"{len(images)} pictures" if len(images) > 1 else "a picture")
+    headline = f"What the model sees in {counted(len(images), 'picture')}"
     with styled():
         figure = build_figure(height, headline, title)
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcifar.errors import FastcifarError
+from fastcifar.files import reading
 from fastcifar.training.checkpoint import check_archive, is_sealed, is_state
 from fastcifar.training.model import ResNet18
 
@@ -29,10 +30,8 @@ def load_plain_weights(path: Path) -> dict[str, Tensor] | None:
     Raises:
         FastcifarError: it cannot be read, or holds weights of another network.
     """
-    try:
+    with reading(path):
         file_content = path.read_bytes()
-    except OSError as error:
-        raise FastcifarError(f"cannot read {path}: {error.strerror}") from error
     if is_sealed(file_content):
         return None
     try:

@@ -6,11 +6,10 @@ Nothing here needs torch, a display or pyplot's global state.
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from matplotlib.figure import Figure
 
 from fastcifar.data import cifar10
-from fastcifar.errors import FastcifarError, one_line
+from fastcifar.errors import FastcifarError, counted, one_line
 from fastcifar.results.calibration import draw_calibration
 from fastcifar.results.confusion import draw_confusion
 from fastcifar.results.curves import RUN_COLORS, ComparedRun, draw_comparison, draw_curves
@@ -62,32 +61,26 @@ def write_comparison(run_dirs: Sequence[Path], out: Path) -> list[Path]:
     return write_figures({"comparison": comparison_figure(run_dirs)}, out)
 
 
-def run_figures(run_dir: Path) -> dict[str, Figure]:
-    """A run's figures by name, as `write_charts` writes them."""
-    title, metrics = _title(run_dir), read_metrics(run_dir)
+def run_figures(run_dir: Path, *, with_trust: bool = False) -> dict[str, Figure]:
+    """A run's figures by name, as `write_charts` writes them.
+
+    Args:
+        run_dir: the run directory.
+        with_trust: for a finished run, add figures on how far to trust its model and its test labels.
+    """
+    config, metrics = read_config(run_dir), read_metrics(run_dir)
+    title = " · ".join(describe_run(config, len(metrics)).values())
     figures = {"curves": draw_curves(metrics, title=title)}
-    if not left_out(run_dir):
-        tested = read_predictions(run_dir)
-        figures["confusion"] = draw_confusion(tested.labels, tested.logits.argmax(axis=1), title=title)
-        figures["samples"] = draw_samples(tested.images, tested.labels, tested.logits, title=title)
-    return figures
-
-
-def trust_figures(run_dir: Path) -> dict[str, Figure]:
-    """Figures on how far to trust a run's model and its test labels; empty until the run is finished."""
     if left_out(run_dir):
-        return {}
-    tested, title = read_predictions(run_dir), _title(run_dir)
-    errors = rank_label_errors(tested.labels, tested.logits, NUM_LABEL_ERRORS)
-    doubtful = tested.images[np.array([error.image for error in errors], np.intp)]
-    return {
-        "calibration": draw_calibration(calibrate(tested.labels, tested.logits), title=title),
-        "label-errors": draw_label_errors(doubtful, errors, title=title, numbered=False),
-    }
-
-
-def _title(run_dir: Path) -> str:
-    return " · ".join(filter(None, describe_run(read_config(run_dir), len(read_metrics(run_dir))).values()))
+        return figures
+    tested = read_predictions(run_dir)
+    figures["confusion"] = draw_confusion(tested.labels, tested.logits.argmax(axis=1), title=title)
+    figures["samples"] = draw_samples(tested.images, tested.labels, tested.logits, title=title)
+    if with_trust:
+        errors = rank_label_errors(tested.labels, tested.logits, NUM_LABEL_ERRORS)
+        figures["calibration"] = draw_calibration(calibrate(tested.labels, tested.logits), title=title)
+        figures["label-errors"] = draw_label_errors(tested.images, errors, title=title, numbered=False)
+    return figures
 
 
 def left_out(run_dir: Path) -> str:
@@ -103,15 +96,13 @@ def comparison_figure(run_dirs: Sequence[Path]) -> Figure:
     configs = [read_config(run_dir) for run_dir in run_dirs]
     metrics = [read_metrics(run_dir) for run_dir in run_dirs]
     described = [describe_run(config, len(lines)) for config, lines in zip(configs, metrics, strict=True)]
-    shared = {part for part in described[0] if len({each[part] for each in described}) == 1}
-    title = " · ".join(text for part, text in described[0].items() if part in shared and text)
-    return draw_comparison(
-        [
-            ComparedRun(name, " · ".join(text for part, text in each.items() if part not in shared and text), lines)
-            for name, each, lines in zip(names, described, metrics, strict=True)
-        ],
-        title=f"{len(names)} runs" + (f", each {title}" if title else ""),
-    )
+    shared = shared_parts(described)
+    compared = [
+        ComparedRun(name, " · ".join(text for part, text in each.items() if part not in shared), lines)
+        for name, each, lines in zip(names, described, metrics, strict=True)
+    ]
+    title = " · ".join(shared.values())
+    return draw_comparison(compared, title=f"{len(names)} runs" + (f", each {title}" if title else ""))
 
 
 def name_runs(run_dirs: Sequence[Path]) -> list[str]:
@@ -131,17 +122,20 @@ def name_runs(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def describe_run(config: RunConfig, num_epochs: int) -> dict[str, str]:
-    """Describe a run in parts of a few words; a part is empty where the run has the usual value.
+    """Describe a run in parts of a few words; how many training images it uses is left out if it uses all.
 
     Args:
         config: from `read_config`.
         num_epochs: the number of finished epochs.
     """
-    epochs, num_images, all_images = config.epochs, config.num_train_images, cifar10.SPEC.num_train
-    return {
-        "recipe": config.recipe,
-        "epochs": (f"{num_epochs} of " if num_epochs < epochs else "") + f"{epochs} epoch{'s' if epochs != 1 else ''}",
-        "images": f"{num_images:,} of {all_images:,} training images" if num_images < all_images else "",
-        "seed": f"seed {config.seed}",
-        "device": f"{config.precision} on {config.device_name}",
-    }
+    all_images = cifar10.SPEC.num_train
+    of = f"{num_epochs:,} of " if num_epochs < config.epochs else ""
+    parts = {"recipe": config.recipe, "epochs": of + counted(config.epochs, "epoch")}
+    if config.num_train_images < all_images:
+        parts["images"] = f"{config.num_train_images:,} of {all_images:,} training images"
+    return parts | {"seed": f"seed {config.seed}", "device": f"{config.precision} on {config.device_name}"}
+
+
+def shared_parts(described: Sequence[dict[str, str]]) -> dict[str, str]:
+    """The parts in which runs described by `describe_run` agree."""
+    return {part: text for part, text in described[0].items() if all(each.get(part) == text for each in described)}

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from fastcifar.data.cifar10 import CLASSES, NUM_CLASSES
+from fastcifar.errors import counted
 from fastcifar.results.metrics import confusion_matrix, wilson_interval
 from fastcifar.results.style import BLUE, FAINT, GRID, INK, MUTED, PALE_BLUE, add_caption, build_figure, styled
 
@@ -36,7 +37,6 @@ def draw_confusion(labels: NDArray[np.integer[Any]], predictions: NDArray[np.int
     num_correct, num_total = int(counts.trace()), int(counts.sum())
     low, high = wilson_interval(num_correct, num_total)
     headline = f"Test accuracy {num_correct / num_total:.2%}  (95% interval {low:.2%} to {high:.2%})"
-    of_images = f"{num_total:,} test image{'s' if num_total != 1 else ''}"
 
     with styled():
         figure = build_figure(7.2, headline, title)
@@ -63,9 +63,8 @@ def draw_confusion(labels: NDArray[np.integer[Any]], predictions: NDArray[np.int
         _plot_recall(figure.add_axes((0.838, 0.09, 0.135, 0.745)), counts)
         add_caption(
             figure,
-            f"{of_images}. In a cell: percent of the row's true class, and number of images; "
-            "empty means\nnone. The deeper the orange, the commoner the error. "
-            "Recall has its 95% interval.",
+            f"{counted(num_total, 'test image')}. In a cell: percent of the row's true class, and number of images; "
+            "empty means\nnone. The deeper the orange, the commoner the error. Recall has its 95% interval.",
         )
     return figure
 

@@ -27,8 +27,8 @@ def draw_label_errors(images: Images, errors: Sequence[LabelError], *, title: st
     """Draw each image with its label and the predicted class, the least plausible label first.
 
     Args:
-        images: `(N, 32, 32, 3)` uint8, one per error.
-        errors: N errors from `metrics.rank_label_errors`.
+        images: `(N, 32, 32, 3)` uint8; an error's number is its image's position here.
+        errors: errors from `metrics.rank_label_errors`.
         title: which model it is, shown below the headline.
         numbered: whether to show the images' numbers.
 
@@ -43,10 +43,10 @@ def draw_label_errors(images: Images, errors: Sequence[LabelError], *, title: st
         if not errors:
             headline = "Every image is classified as its label says"
         figure = build_figure(height, headline, title)
-        for rank, (image, error) in enumerate(zip(images, errors, strict=True)):
+        for rank, error in enumerate(errors):
             row, column = divmod(rank, _NUM_COLUMNS)
             left, top = MARGIN + column * pitch, first_top + row * row_pitch
-            add_image(figure, image, left, top, side, gid=f"image-{error.image}", frame=FAINT)
+            add_image(figure, images[error.image], left, top, side, gid=f"image-{error.image}", frame=FAINT)
             lines = [
                 (f"{error.label} {_format_probability(error.label_probability)}", INK),
                 (f"{error.predicted} {_format_probability(error.predicted_probability)}", VERMILLION),

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastcifar.errors import ArgumentError, FastcifarError
+from fastcifar.errors import ArgumentError, FastcifarError, counted
 from fastcifar.files import read_json, write_json
 from fastcifar.results.charts import describe_run
 from fastcifar.results.records import CONFIG_FILE, RESULTS_FILE, RunConfig, read_config, read_metrics, read_results
@@ -77,13 +77,14 @@ class Repeats:
 
     def describe(self) -> dict[str, str]:
         """Describe what was trained, in parts of a few words."""
-        parts = describe_run(self.config, self.config.epochs) | {"seed": ""}
-        return {part: text for part, text in parts.items() if text}
+        parts = describe_run(self.config, self.config.epochs)
+        del parts["seed"]
+        return parts
 
     @property
     def shared_settings(self) -> dict[str, Any]:
         """The settings that all seeds share: those that may change the training."""
-        return {key: value for key, value in self.config.settings.items() if key not in _NOT_COMPARED}
+        return _comparable(self.config.settings)
 
     def values(self, measure: str) -> list[float]:
         """The finished runs' values of a measure, by seed."""
@@ -122,15 +123,17 @@ class Comparison:
 
 def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The settings in which two runs differ and that may change the training, with both values."""
-
-    def comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-        values = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
-        device = {"device": str(values["device"]).split(":")[0]} if "device" in values else {}
-        return values | device
-
-    ours, theirs = comparable(first), comparable(second)
+    ours, theirs = _comparable(first), _comparable(second)
     pairs = {key: (ours.get(key), theirs.get(key)) for key in {**ours, **theirs}}
-    return {key: pair for key, pair in pairs.items() if _plain(pair[0]) != _plain(pair[1])}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that may change the training, with a device's kind only, and with lists for tuples as in JSON."""
+    values = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
+    if "device" in values:
+        values["device"] = values["device"].split(":")[0]
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 
 def describe_differing(differing: Mapping[str, tuple[Any, Any]]) -> str:
@@ -226,7 +229,9 @@ def compare_repeats(first: Repeats, second: Repeats, *, by_seed: bool = False) -
         samples = [{seed: sample[seed] for seed in sorted(shared)} for sample in samples]
     for repeats, sample in zip((first, second), samples, strict=True):
         if len(sample) < 2:
-            raise FastcifarError(f"{repeats.folder} has {len(sample)} finished seeds: a comparison needs 2 of each")
+            raise FastcifarError(
+                f"{repeats.folder} has {counted(len(sample), 'finished seed')}: a comparison needs 2 of each"
+            )
     test = paired if by_seed else welch
     ours, theirs = (list(sample.values()) for sample in samples)
     return Comparison(
@@ -249,7 +254,7 @@ def write_summary(out: Path, groups: Sequence[Repeats], comparison: Comparison |
             "differing_settings": dict(comparison.differing),
             "test": "paired t" if comparison.paired else "Welch's t",
             "differences": {
-                name: asdict(each) | {"seeds_needed": _keys_as_text(seeds_to_tell(each.sd, pairs=comparison.paired))}
+                name: asdict(each) | {"seeds_needed": seeds_to_tell(each.sd, pairs=comparison.paired)}
                 for name, each in comparison.differences.items()
             },
         }
@@ -268,15 +273,7 @@ def _as_json(repeats: Repeats) -> dict[str, Any]:
         "num_diverged": repeats.num_diverged,
         "runs": [asdict(run) for run in repeats.runs],
         "statistics": {
-            name: asdict(each) | ({"seeds_needed": _keys_as_text(seeds_to_tell(each.sd))} if name in MEASURES else {})
+            name: asdict(each) | ({"seeds_needed": seeds_to_tell(each.sd)} if name in MEASURES else {})
             for name, each in means.items()
         },
     }
-
-
-def _keys_as_text(values: Mapping[float, int | None]) -> dict[str, int | None]:
-    return {f"{key:g}": value for key, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcifar.errors import FastcifarError
-from fastcifar.files import is_leftover, locked, read_text, writing
+from fastcifar.files import is_leftover, locked, read_text, reading, writing
 from fastcifar.results.records import (
     CONFIG_FILE,
     LAST_FILE,
@@ -140,10 +140,8 @@ def list_runs(folder: Path) -> list[RunSummary]:
     """
     if _is_run(folder):
         return [_summarise(folder)]
-    try:
+    with reading(folder):
         found = [_summarise(path) for path in folder.iterdir() if path.is_dir() and _is_run(path)]
-    except OSError as error:
-        raise FastcifarError(f"cannot read {folder}: {error.strerror}") from error
     return sorted(found, key=lambda run: (run.begun.timestamp() if run.begun else 0.0, str(run.path)), reverse=True)
 
 
@@ -185,9 +183,7 @@ def seed_dirs(folder: Path) -> dict[int, Path]:
     Raises:
         FastcifarError: the folder cannot be read.
     """
-    try:
+    with reading(folder):
         names = [path.name for path in folder.iterdir()] if folder.exists() else []
-    except OSError as error:
-        raise FastcifarError(f"cannot read {folder}: {error.strerror}") from error
     seeds = sorted(int(name.removeprefix("seed-")) for name in names if re.fullmatch(r"seed-(0|[1-9]\d{0,9})", name))
     return {seed: folder / f"seed-{seed}" for seed in seeds}

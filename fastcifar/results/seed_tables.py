@@ -33,20 +33,21 @@ def build_tables(groups: Sequence[Repeats], comparison: Comparison | None = None
 
 def _seeds(group: Repeats) -> SeedTable:
     target, means = group.target_accuracy, group.means()
-    figures = [*MEASURES, "seconds", *(["epochs_to_target"] if target else [])]
-    columns = ["seed", *MEASURES.values(), "seconds", *([f"epochs to {target:.1%}"] if target else [])]
+    headings = MEASURES | {"seconds": "seconds"}
+    if target:
+        headings["epochs_to_target"] = f"epochs to {target:.1%}"
     rows = []
     for run in group.runs:
-        cells = [f"{run.accuracies[name]:.2%}" for name in MEASURES if name in run.accuracies]
-        if run.seconds is None:
-            cells = [run.state] + [""] * (len(figures) - 1)
-        else:
-            cells += [f"{run.seconds:,.0f}", *([str(run.epochs_to_target or "never")] if target else [])]
-        rows.append([str(run.seed), *cells])
+        cells = [run.state]
+        if run.seconds is not None:
+            cells = [*(f"{accuracy:.2%}" for accuracy in run.accuracies.values()), f"{run.seconds:,.0f}"]
+            if target:
+                cells.append(str(run.epochs_to_target or "never"))
+        rows.append([str(run.seed), *cells, *[""] * (len(headings) - len(cells))])
 
     def add_row(name: str, values: dict[str, float | None], unit: str = "%") -> None:
         if any(value is not None for value in values.values()):
-            rows.append([name, *(_cell(key, values.get(key), unit) for key in figures)])
+            rows.append([name, *(_cell(key, values.get(key), unit) for key in headings)])
 
     add_row("mean", {name: mean.mean for name, mean in means.items()})
     add_row("standard deviation", {name: mean.sd for name, mean in means.items()}, "")
@@ -55,11 +56,11 @@ def _seeds(group: Repeats) -> SeedTable:
         add_row(name, {key: mean.interval_95 and mean.interval_95[end] for key, mean in means.items()})
     remarks = [f"seed {run.seed} diverged: {run.reason}" for run in group.runs if run.state == "diverged"]
     if len(group.finished) < len(group.runs):
-        remarks.append(f"{len(group.finished)} of {len(group.runs)} seeds are finished; the statistics cover these")
+        remarks.append(f"the statistics cover the finished seeds only: {len(group.finished)} of {len(group.runs)}")
     if means:
         remarks.append(_seeds_to_tell(means["test_accuracy"].sd))
     title = f"{one_line(group.name)}: {one_line(' · '.join(group.describe().values()))}"
-    return SeedTable(title, columns, rows, [one_line(remark) for remark in remarks])
+    return SeedTable(title, ["seed", *headings.values()], rows, [one_line(remark) for remark in remarks])
 
 
 def _cell(name: str, value: float | None, unit: str) -> str:

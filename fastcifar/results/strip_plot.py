@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from fastcifar.errors import one_line
+from fastcifar.errors import counted, one_line
+from fastcifar.results.charts import shared_parts
 from fastcifar.results.repeats import MEASURES, Comparison, Repeats, write_summary
 from fastcifar.results.seed_tables import format_mean
 from fastcifar.results.style import (
@@ -86,16 +87,14 @@ def _headline(groups: Sequence[Repeats], comparison: Comparison | None) -> str:
     if not means:
         return f"No seed is finished{diverged}"
     mean = means["test_accuracy"]
-    seeds = f"{mean.n} seed{'s' if mean.n > 1 else ''}"
-    return f"Clean test accuracy {format_mean(mean)}, {seeds}{diverged}"
+    return f"Clean test accuracy {format_mean(mean)}, {counted(mean.n, 'seed')}{diverged}"
 
 
 def _title(groups: Sequence[Repeats]) -> str:
     """What the groups have in common; for two, also their names."""
-    described = [group.describe() for group in groups]
-    shared = [part for part in described[0].values() if all(part in each.values() for each in described)]
+    shared = shared_parts([group.describe() for group in groups]).values()
     against = [" against ".join(group.name for group in reversed(groups))] if len(groups) > 1 else []
-    return " · ".join(filter(None, against + shared))
+    return " · ".join([*against, *shared])
 
 
 def _plot(axes: Axes, groups: Sequence[Repeats], measure: str) -> None:

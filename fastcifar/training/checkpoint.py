@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from fastcifar.data import cifar10
-from fastcifar.errors import FastcifarError
-from fastcifar.files import replacing
+from fastcifar.errors import FastcifarError, counted
+from fastcifar.files import reading, replacing
 from fastcifar.results.records import (
     BEST_FILE,
     LAST_FILE,
@@ -70,10 +70,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         FastcifarError: it cannot be read, or is not a checkpoint of this package.
     """
-    try:
+    with reading(path):
         file_content = path.read_bytes()
-    except OSError as error:
-        raise FastcifarError(f"cannot read {path}: {error.strerror}") from error
     try:
         _check(file_content)
         content = torch.load(io.BytesIO(file_content), map_location="cpu", weights_only=True)
@@ -234,7 +232,7 @@ class Checkpointer:
         """Say what is saved of the run."""
         if not self.metrics:
             return f"no epoch was finished, {self._run_dir} holds the untrained model"
-        return f"{len(self.metrics)} finished epochs are saved in {self._run_dir}"
+        return f"{self._run_dir} holds {counted(len(self.metrics), 'finished epoch')}"
 
     def remedy(self) -> str:
         """Say how to resume the run."""
