@@ -100,12 +100,14 @@ def test_paths_are_read_as_a_shell_script_means_them(
     params = [param for command in cli.cli.commands.values() for param in command.params]
     assert [param.name for param in params if isinstance(param.type, click.Path | click.File)] == []
     paths = {param.name for param in params if param.type.name == "path"}
-    assert paths >= {"data_dir", "source", "run_dir", "out", "checkpoint", "pictures", "picture", "folder", "run_dirs"}
-    for arguments in (["prepare", "--out="], ["prepare", "--source", ""], ["runs", " "], ["train", "--resume", ""]):
+    assert paths >= {"data_dir", "run_dir", "out", "checkpoint", "pictures", "picture", "folder", "run_dirs"}
+    for arguments in (["prepare", "--out="], ["runs", " "], ["train", "--resume", ""]):
         code, _, err = call(monkeypatch, capsys, *arguments)
         assert (code, err.endswith(": the path is empty (an unset variable?)\n")) == (2, True), arguments
     code, _, err = call(monkeypatch, capsys, "runs", "~/runs")
     assert (code, err) == (2, f"Error: cannot read {tmp_path}/home/runs: No such file or directory\n")
+    code, _, err = call(monkeypatch, capsys, "prepare", "--source", " ")
+    assert (code, err) == (2, "Error: --source is empty: give auto, official, npm, or the path of a local copy\n")
     code, _, err = call(monkeypatch, capsys, "prepare", "--source=~/data.tar")
     assert code == 2
     assert f"{tmp_path}/home/data.tar" in err

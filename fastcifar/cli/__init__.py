@@ -1,5 +1,6 @@
 """The command line: parse, call, print, exit. Heavy imports wait until a command needs them."""
 
+import itertools
 import logging
 import os
 import sys
@@ -9,30 +10,29 @@ import click
 
 from fastcifar import __version__
 from fastcifar.cli import models, runs, setup, training
-from fastcifar.errors import ArgumentError, FastcifarError, Interrupted, one_line
+from fastcifar.errors import ArgumentError, FastcifarError, Interrupted, one_line, reason
 from fastcifar.streams import open_standard_streams
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
+    commands=[
+        setup.prepare,
+        setup.verify,
+        setup.doctor,
+        training.train,
+        training.repeat,
+        models.evaluate,
+        models.predict,
+        models.export,
+        runs.runs,
+        runs.charts,
+        runs.report,
+    ],
+)
 @click.version_option(__version__)
 def cli() -> None:
     """Train the classic CIFAR-10 ResNet-18, fast and exactly."""
-
-
-for command in (
-    setup.prepare,
-    setup.verify,
-    setup.doctor,
-    training.train,
-    training.repeat,
-    models.evaluate,
-    models.predict,
-    models.export,
-    runs.runs,
-    runs.charts,
-    runs.report,
-):
-    cli.add_command(command)
 
 
 def main() -> None:
@@ -70,21 +70,19 @@ def _problem_of_this_machine(error: Exception) -> str | None:
 
     A package may raise any type while it is imported, for example OSError if a shared library is missing.
     """
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    is_import = [frame.f_code.co_name == "<module>" for frame in frames]
-    imported = frames[is_import.index(True) :] if any(is_import) else []
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    imported = itertools.dropwhile(lambda frame: frame.f_code.co_name != "<module>", frames)
     names = [str(frame.f_globals.get("__name__")) for frame in imported]
     if isinstance(error, ImportError):
         names.append(error.name or "")
     packages = [name.partition(".")[0] for name in names]
     foreign = next((name for name in packages if name not in ("", "fastcifar", "importlib")), None)
-    text = " ".join(str(error).split())[:300] or type(error).__name__
     if foreign is not None:
-        return f"{foreign} cannot be imported ({text}): `fastcifar doctor` checks everything that is needed"
+        return f"{foreign} cannot be imported ({reason(error)}): `fastcifar doctor` checks everything that is needed"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, OSError):
-        return f"{error.strerror or text}: `fastcifar doctor` may know why"
+        return f"{error.strerror or reason(error)}: `fastcifar doctor` may know why"
     return None
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from fastcifar.cli.options import PATH, inference_options
+from fastcifar.cli.options import PATH, inference_options, picture_option
 from fastcifar.errors import ArgumentError, one_line
 
 
@@ -16,7 +16,6 @@ from fastcifar.errors import ArgumentError, one_line
     "--split",
     type=click.Choice(["val", "test", "test10k"]),
     default="test",
-    show_default=True,
     help="test10k is val and test together, the official test set.",
 )
 @click.option("--augmented", is_flag=True, help="Augment the images, as the published project very likely did.")
@@ -28,18 +27,8 @@ from fastcifar.errors import ArgumentError, one_line
 )
 @click.option("--data", "data_dir", type=PATH, help="Prepared data.  [default: data, or what the run was trained on]")
 @inference_options
-@click.option(
-    "--calibration",
-    type=PATH,
-    metavar="OUT.png|OUT.svg",
-    help="Draw the reliability diagram: accuracy over confidence.",
-)
-@click.option(
-    "--label-errors",
-    type=PATH,
-    metavar="OUT.png|OUT.svg",
-    help="Draw the images whose label is least plausible.",
-)
+@picture_option("--calibration", "Draw the reliability diagram: accuracy over confidence.")
+@picture_option("--label-errors", "Draw the images whose label is least plausible.")
 def evaluate(
     checkpoint: Path,
     split: str,
@@ -73,9 +62,7 @@ def evaluate(
     from fastcifar.terminal import show_evaluation
 
     classifier = load_classifier(checkpoint, device, precision)
-    if data_dir is None:
-        data_dir, note = _find_data(classifier.data_dir)
-        _show_notes([note] if note else [])
+    data_dir = data_dir or _find_data(classifier.data_dir)
     _show_notes(classifier.notes)
     evaluation = evaluate_split(classifier, data_dir, split, augmented=augmented, mirror_tta=tta, num_images=num_images)
     title = f"{classifier.describe()}, on {evaluation.describe_images()}"
@@ -90,18 +77,18 @@ def evaluate(
         show_evaluation(evaluation)
 
 
-def _find_data(recorded: Path | None) -> tuple[Path, str]:
-    """The data to evaluate on if --data names none, and a line about it if it is not the usual folder."""
+def _find_data(recorded: Path | None) -> Path:
+    """The data to evaluate on if --data names none. If it is not the usual folder, a note says so."""
     from fastcifar.data.folder import is_prepared
 
     usual = Path("data")
     if recorded is None or is_prepared(usual):
-        return usual, ""
-    if is_prepared(recorded):
-        return recorded, f"on {recorded}, the data of its run; --data names another folder"
-    raise ArgumentError(
-        "data_dir", f"is needed: neither {usual.absolute()} nor {recorded}, the run's data folder, has data"
-    )
+        return usual
+    if not is_prepared(recorded):
+        problem = f"is needed: neither {usual.absolute()} nor {recorded}, the run's data folder, has data"
+        raise ArgumentError("data_dir", problem)
+    _show_notes([f"on {recorded}, the data of its run; --data names another folder"])
+    return recorded
 
 
 def _show_notes(notes: Sequence[str]) -> None:
@@ -113,12 +100,7 @@ def _show_notes(notes: Sequence[str]) -> None:
 @click.argument("checkpoint", metavar="RUN|CHECKPOINT", type=PATH)
 @click.argument("pictures", metavar="PICTURE|FOLDER...", nargs=-1, required=True, type=PATH)
 @inference_options
-@click.option(
-    "--picture",
-    type=PATH,
-    metavar="OUT.png|OUT.svg",
-    help="Also draw each picture beside its probabilities.",
-)
+@picture_option("--picture", "Also draw each picture beside its probabilities.")
 @click.option("--recursive", "-r", is_flag=True, help="Also search sub-folders.")
 def predict(
     checkpoint: Path,
@@ -172,7 +154,6 @@ def predict(
 @click.argument("run_dir", metavar="RUN", type=PATH)
 @click.option(
     "--format",
-    "format",
     type=click.Choice(["safetensors", "torch", "onnx"]),
     required=True,
     help="Weights with a model card; a torch.export program; an ONNX model.",

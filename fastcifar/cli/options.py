@@ -22,15 +22,6 @@ class PathType(click.ParamType):  # type: ignore[type-arg] # generic in recent v
             self.fail(f"{value!r}: there is no such home folder", param, ctx)
 
 
-class SourceType(PathType):
-    """A word, or a path."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Keep it as text, so that `./npm` differs from `npm`."""
-        path = super().convert(value, param, ctx)
-        return str(path) if str(value).startswith("~") else value
-
-
 PATH = PathType()
 
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
@@ -47,17 +38,21 @@ def _together(*options: _Decorator) -> _Decorator:
     return add
 
 
+def picture_option(name: str, help_text: str) -> _Decorator:
+    """An option for a picture to write."""
+    return click.option(name, type=PATH, metavar="OUT.png|OUT.svg", help=help_text)
+
+
 def _precision(help_text: str) -> _Decorator:
     return click.option(
         "--precision",
         type=click.Choice(["auto", "bf16", "fp32"]),
         default="auto",
-        show_default=True,
         help=help_text,
     )
 
 
-_DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:<index>")
+_DEVICE = click.option("--device", default="auto", help="auto, cpu, cuda or cuda:<index>")
 
 # The options of every command that trains.
 training_options = _together(
@@ -66,7 +61,6 @@ training_options = _together(
         "data_dir",
         type=PATH,
         default="data",
-        show_default=True,
         help="Prepared data; missing data is prepared first.",
     ),
     click.option("--epochs", type=int, help="Passes over the training set; the schedule keeps its shape."),
@@ -93,7 +87,6 @@ training_options = _together(
         "--loader",
         type=click.Choice(["resident", "streamed"]),
         default="resident",
-        show_default=True,
         help="Keep the training set on the device, or stream it through FFCV.",
     ),
     _precision("auto is bf16 autocast if the hardware is fast at it."),
@@ -111,7 +104,6 @@ training_options = _together(
         "--convolution",
         type=click.Choice(["auto", "torch", "winograd"]),
         default="auto",
-        show_default=True,
         help="On a CPU: torch's, Winograd's, or for each shape the one that was measured to be faster.",
     ),
 )

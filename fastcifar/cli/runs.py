@@ -31,11 +31,10 @@ def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
     from fastcifar.results.charts import left_out, write_charts, write_comparison
 
     if len(run_dirs) == 1:
-        paths = write_charts(run_dirs[0], out)
-        remark = left_out(run_dirs[0])
+        lines = [*write_charts(run_dirs[0], out), left_out(run_dirs[0])]
     else:
-        paths, remark = write_comparison(run_dirs, out or Path("charts-compared")), ""
-    for line in (*paths, remark) if remark else paths:
+        lines = [*write_comparison(run_dirs, out or Path("charts-compared"))]
+    for line in filter(None, lines):
         click.echo(line)
 
 

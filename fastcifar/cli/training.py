@@ -1,8 +1,9 @@
 """Commands that train."""
 
+import contextlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,48 +45,50 @@ def train(
     """Train with a recipe, evaluate, and write a run directory with weights, metrics and charts."""
     given = _given_options()
     if run_dir is not None:
-        for name, option in given.items():
-            if name not in _WITH_RESUME:
-                raise click.UsageError(f"--resume continues with the run's settings: leave out {option}")
+        _refuse_options(given, _WITH_RESUME, "--resume continues with the run's settings")
     elif recipe_name is None:
         raise click.UsageError(f"Missing option '--recipe'. Choose from: {', '.join(RECIPES)}")
-    from fastcifar.distributed import launcher_hint, world_from_env
+    from fastcifar.distributed import world_from_env
     from fastcifar.results.records import LAST_FILE
-    from fastcifar.terminal import RunView
+    from fastcifar.terminal import show_summary
+    from fastcifar.training.run import resume_training, train_model
+    from fastcifar.training.settings import resolve_settings
 
-    is_main = world_from_env().is_main
-    if not quiet:
-        may_be_lost(sys.stdout)  # a closed terminal or a full log is no reason to stop
-    if hint := launcher_hint():
-        click.echo(f"note: {hint}", err=True)
-    with RunView(quiet=quiet or not is_main) as console:
-        from fastcifar.training.run import resume_training, train_model
-        from fastcifar.training.settings import resolve_settings
-
-        callback = _with_logger(console, log)
+    with _shown(log, quiet=quiet) as callback:
         if run_dir is not None:
             run_dir = run_dir.parent if run_dir.name == LAST_FILE and run_dir.is_file() else run_dir
             settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, callback)
         else:
             settings = resolve_settings(get_recipe(recipe_name or ""), **choices)
             run_dir, results = train_model(settings, data_dir, out, callback)
-    if quiet and is_main:
+    if not world_from_env().is_main:
+        return
+    if quiet:
         click.echo(run_dir)
-    elif is_main:
-        from fastcifar.terminal import show_summary
-
+    else:
         recipe = RECIPES.get(settings.recipe.name, settings.recipe)
         again = _command_of(settings, recipe, data_dir)
         show_summary(recipe, settings, run_dir, results, again=again)
 
 
-def _with_logger(console: "Callback", log: str | None) -> "Callback":
-    if log is None:
-        return console
+@contextlib.contextmanager
+def _shown(log: str | None, *, quiet: bool) -> Iterator["Callback"]:
+    """Show the progress of runs, on rank 0 only; `log` names a logger that is called too."""
+    from fastcifar.distributed import launcher_hint, world_from_env
+    from fastcifar.terminal import RunView
     from fastcifar.training.callbacks import Callbacks
-    from fastcifar.training.tensorboard import TensorBoardLogger
 
-    return Callbacks(console, TensorBoardLogger())
+    if not quiet:
+        may_be_lost(sys.stdout)  # a closed terminal or a full log is no reason to stop
+    if hint := launcher_hint():
+        click.echo(f"note: {hint}", err=True)
+    with RunView(quiet=quiet or not world_from_env().is_main) as view:
+        if log is None:
+            yield view
+        else:
+            from fastcifar.training.tensorboard import TensorBoardLogger
+
+            yield Callbacks(view, TensorBoardLogger())
 
 
 def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
@@ -128,7 +131,6 @@ def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
     "num_seeds",
     type=click.IntRange(1, 1000),
     default=5,
-    show_default=True,
     help="Number of seeds: 42, 43, ...",
 )
 @click.option(
@@ -152,6 +154,7 @@ def repeat(
     paired: bool,
     target_accuracy: float | None,
     data_dir: Path,
+    log: str | None,
     quiet: bool,
     **choices: Any,
 ) -> None:
@@ -161,9 +164,7 @@ def repeat(
     FOLDER from an earlier call to summarise it, or two to compare them.
     """
     if folders:
-        for name, option in _given_options().items():
-            if name not in _WITH_FOLDERS:
-                raise click.UsageError(f"FOLDER is trained already: leave out {option}")
+        _refuse_options(_given_options(), _WITH_FOLDERS, "FOLDER is trained already")
     elif not recipe_names:
         raise click.UsageError(f"Missing option '--recipe'. Choose from: {', '.join(RECIPES)}")
     names = folders or recipe_names
@@ -171,17 +172,24 @@ def repeat(
         raise click.UsageError("give one recipe or folder, or two different ones to compare")
     if paired and len(names) < 2:
         raise click.UsageError("--paired compares two recipes or two folders")
-    from fastcifar.distributed import world_from_env
-
-    is_main = world_from_env().is_main
     if len(names) == 2:
         out = out or Path("seeds-compared")
-    if not folders:
-        folders = tuple(
-            out / name if out and len(names) == 2 else out or Path("runs", f"{name}-seeds") for name in names
-        )
-        _train_seeds(folders, recipe_names, num_seeds, data_dir, quiet=quiet or not is_main, **choices)
-    if not is_main:
+        folders = folders or tuple(out / name for name in recipe_names)
+    else:
+        out = out or (folders[0] if folders else Path("runs", f"{recipe_names[0]}-seeds"))
+        folders = folders or (out,)
+    from fastcifar.distributed import world_from_env
+
+    if recipe_names:
+        from fastcifar.training.repeat import train_seeds
+        from fastcifar.training.settings import resolve_settings
+
+        with _shown(log, quiet=quiet) as callback:
+            for folder, name in zip(folders, recipe_names, strict=True):
+                settings = resolve_settings(get_recipe(name), **choices)
+                first = settings.recipe.seed
+                train_seeds(settings, range(first, first + num_seeds), data_dir, folder, callback)
+    if not world_from_env().is_main:
         return
     from fastcifar.results.repeats import compare_repeats, read_repeats
     from fastcifar.results.seed_tables import build_tables
@@ -190,36 +198,11 @@ def repeat(
 
     groups = [read_repeats(folder, target_accuracy) for folder in folders]
     comparison = compare_repeats(*groups, by_seed=paired) if len(groups) == 2 else None
-    out = out or folders[0]
     written = write_seeds(out, groups, comparison)
     if quiet:
         click.echo(out)
     else:
         show_seed_tables(build_tables(groups, comparison), written)
-
-
-def _train_seeds(
-    folders: Sequence[Path],
-    recipe_names: Sequence[str],
-    num_seeds: int,
-    data_dir: Path,
-    *,
-    quiet: bool,
-    log: str | None,
-    **choices: Any,
-) -> None:
-    from fastcifar.terminal import RunView
-
-    if not quiet:
-        may_be_lost(sys.stdout)
-    with RunView(quiet=quiet) as console:
-        from fastcifar.training.repeat import train_seeds
-        from fastcifar.training.settings import resolve_settings
-
-        for folder, name in zip(folders, recipe_names, strict=True):
-            settings = resolve_settings(get_recipe(name), **choices)
-            first = settings.recipe.seed
-            train_seeds(settings, range(first, first + num_seeds), data_dir, folder, _with_logger(console, log))
 
 
 def _given_options() -> dict[str, str]:
@@ -231,3 +214,9 @@ def _given_options() -> dict[str, str]:
         for param in context.command.params
         if param.name and context.get_parameter_source(param.name) is given
     }
+
+
+def _refuse_options(given: dict[str, str], allowed: tuple[str, ...], why: str) -> None:
+    for name, option in given.items():
+        if name not in allowed:
+            raise click.UsageError(f"{why}: leave out {option}")

