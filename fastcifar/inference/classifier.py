@@ -96,22 +96,20 @@ def load_classifier(
     classifier = _load(path, device)
     if not isinstance(classifier.model, ResNet18):
         return classifier  # onnxruntime runs it
-    trained_in = classifier.settings.precision
+    settings, notes = classifier.settings, [*classifier.notes]
     if precision == "auto":
-        is_slow = trained_in == "bf16" and not is_bf16_fast(classifier.mean.device)
-        precision = "fp32" if is_slow else trained_in
-        if is_slow:
-            note = "computed in fp32, because bf16 is slow here; --precision bf16 gives the run's own figures"
-            classifier = replace(classifier, notes=(*classifier.notes, note))
-    classifier = replace(classifier, settings=replace(classifier.settings, precision=precision))
-    convolution = classifier.settings.convolution if convolution is None else convolution
-    if convolution == TORCH or classifier.mean.device.type != "cpu":
-        return classifier
-    if reason := why_unavailable():
-        note = f"torch's own convolutions, not those of the training: {reason}"
-        return replace(classifier, notes=(*classifier.notes, note))
-    use_convolution(classifier.model, convolution)
-    return classifier
+        precision = settings.precision
+        if precision == "bf16" and not is_bf16_fast(classifier.mean.device):
+            precision = "fp32"
+            notes.append("computed in fp32, because bf16 is slow here; --precision bf16 gives the run's own figures")
+    if convolution is None:
+        convolution = settings.convolution
+    if convolution != TORCH and classifier.mean.device.type == "cpu":
+        if reason := why_unavailable():
+            notes.append(f"torch's own convolutions, not those of the training: {reason}")
+        else:
+            use_convolution(classifier.model, convolution)
+    return replace(classifier, settings=replace(settings, precision=precision), notes=tuple(notes))
 
 
 def _load(path: Path, device: str) -> Classifier:

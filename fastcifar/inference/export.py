@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcifar.data.cifar10 import CLASSES, NUM_CLASSES
+from fastcifar.data.cifar10 import CLASSES, IMAGE_SIZE, NUM_CLASSES
 from fastcifar.errors import ArgumentError, FastcifarError
 from fastcifar.files import replacing
 from fastcifar.inference.classifier import Classifier, load_classifier
@@ -36,6 +36,8 @@ TOLERANCE = 1e-3
 _DEFAULT_NAMES = {"safetensors": "hub", "torch": "model.pt2", "onnx": "model.onnx"}
 _PACKAGES = {"safetensors": ("safetensors",), "torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 _BATCH_SIZE = 500
+_EXAMPLE = (torch.zeros((2, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8),)
+_DYNAMIC_SHAPES = ({0: torch.export.Dim("batch", min=1)},)
 
 Classify = Callable[[Tensor], Tensor]  # (B, 32, 32, 3) uint8 to (B, 10) float32
 
@@ -99,12 +101,16 @@ def export_model(run_dir: Path, format: str, out: Path | None = None) -> Path:  
     if not all(value.isfinite().all() for value in classifier.model.state_dict().values()):
         raise FastcifarError(f"{classifier.path} holds weights that are not finite")
     model = ImageClassifier(classifier).eval()
-    images = torch.from_numpy(read_predictions(run_dir).images)
+    tested = read_predictions(run_dir)
+    images = torch.from_numpy(tested.images)
     expected = _logits(model, images)
     with replacing(out) as temporary:
         try:
-            written = _WRITERS[format](temporary, model, classifier, run_dir, expected)
+            written = _WRITERS[format](temporary, model, classifier)
             _check_alike(out, _logits(written, images), expected)
+            if format == "safetensors":
+                num_correct = int((expected.argmax(1).numpy() == tested.labels).sum())
+                write_card(temporary, classifier.settings, read_results(run_dir), num_correct, len(images))
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -127,27 +133,20 @@ def _check_alike(out: Path, found: Tensor, expected: Tensor) -> None:
         )
 
 
-def _write_safetensors(
-    out: Path, model: ImageClassifier, classifier: Classifier, run_dir: Path, expected: Tensor
-) -> Classify:
+def _write_safetensors(out: Path, model: ImageClassifier, classifier: Classifier) -> Classify:
     import safetensors.torch
 
     out.mkdir(parents=True)
     weights = {name: value.contiguous() for name, value in model.backbone.state_dict().items()}
     metadata = {METADATA_KEY: write_metadata(classifier.settings, classifier.num_epochs), "format": "pt"}
     (out / WEIGHTS_FILE).write_bytes(safetensors.torch.save(weights, metadata))
-    labels = torch.from_numpy(read_predictions(run_dir).labels)
-    num_correct = int((expected.argmax(1) == labels).sum())
-    write_card(out, classifier.settings, read_results(run_dir), num_correct, len(labels))
     return ImageClassifier(load_safetensors(out / WEIGHTS_FILE, "cpu")).eval()
 
 
-def _write_torch(
-    out: Path, model: ImageClassifier, classifier: Classifier, run_dir: Path, expected: Tensor
-) -> Classify:
+def _write_torch(out: Path, model: ImageClassifier, _: Classifier) -> Classify:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own code
-        program = torch.export.export(model, _example(), dynamic_shapes=_dynamic_shapes())
+        program = torch.export.export(model, _EXAMPLE, dynamic_shapes=_DYNAMIC_SHAPES)
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)  # paths of this machine
         buffer = io.BytesIO()
@@ -157,14 +156,14 @@ def _write_torch(
     return module  # type: ignore[no-any-return]
 
 
-def _write_onnx(out: Path, model: ImageClassifier, classifier: Classifier, run_dir: Path, expected: Tensor) -> Classify:
+def _write_onnx(out: Path, model: ImageClassifier, classifier: Classifier) -> Classify:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model,
-            _example(),
+            _EXAMPLE,
             dynamo=True,
-            dynamic_shapes=_dynamic_shapes(),
+            dynamic_shapes=_DYNAMIC_SHAPES,
             input_names=["images"],
             output_names=["logits"],
             verbose=False,
@@ -177,14 +176,6 @@ def _write_onnx(out: Path, model: ImageClassifier, classifier: Classifier, run_d
     )
     out.write_bytes(program.model_proto.SerializeToString())
     return load_onnx(out, "cpu").logits
-
-
-def _example() -> tuple[Tensor]:
-    return (torch.zeros((2, 32, 32, 3), dtype=torch.uint8),)
-
-
-def _dynamic_shapes() -> Any:
-    return ({0: torch.export.Dim("batch", min=1)},)
 
 
 _WRITERS = {"safetensors": _write_safetensors, "torch": _write_torch, "onnx": _write_onnx}

@@ -51,8 +51,7 @@ def write_metadata(settings: Settings, num_epochs: int) -> str:
 def _parse_metadata(path: Path, text: str | None) -> tuple[Settings, int]:
     try:
         content = json.loads(text or "")
-        config, num_epochs = content["settings"], content["num_epochs"]
-        settings = parse_settings(config | {name: tuple(config[name]) for name in ("mean", "std")})
+        settings, num_epochs = parse_settings(content["settings"]), content["num_epochs"]
         if type(num_epochs) is not int:
             raise TypeError("num_epochs")
     except (ValueError, KeyError, TypeError, RecursionError, FastcifarError) as error:

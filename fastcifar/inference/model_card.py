@@ -18,7 +18,7 @@ pipeline_tag: image-classification
 datasets: [cifar10]
 metrics: [accuracy]
 ---
-# ResNet-18 for CIFAR-10, by the recipe {recipe}
+# ResNet-18 for CIFAR-10, by the recipe {recipe.name}
 
 torchvision's ResNet-18 with a 3x3 stride-1 first convolution and no first pooling, for 32x32 images of ten classes:
 {classes}.
@@ -28,10 +28,10 @@ torchvision's ResNet-18 with a 3x3 stride-1 first convolution and no first pooli
 | {num_images:,} test images, none of them used in training | accuracy |
 |---|---|
 | clean, these weights in float32 | {accuracy:.2%} (95% interval {low:.2%} to {high:.2%}) |
-| augmented as in training, in {precision} | {augmented:.2%} |
+| augmented as in training, in {settings.precision} | {best.test_accuracy_augmented:.2%} |
 
-The weights are those of epoch {epoch} of {epochs}, the best on {num_images:,} validation images (the other half of the
-official test set).
+The weights are those of epoch {epoch} of {recipe.epochs}, the best on {num_images:,} validation images (the other half
+of the official test set).
 
 ## Use
 
@@ -39,24 +39,25 @@ official test set).
 import torch, torchvision
 from safetensors.torch import load_file
 
-model = torchvision.models.resnet18(num_classes={num_classes})
+model = torchvision.models.resnet18(num_classes=10)
 model.conv1 = torch.nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
 model.maxpool = torch.nn.Identity()
 model.load_state_dict(load_file("model.safetensors"))
 model.eval()
 
 def classify(images):
-    \"\"\"(B, 32, 32, 3) uint8 RGB to (B, {num_classes}) logits.\"\"\"
-    images = (images / 255 - torch.tensor({mean})) / torch.tensor({std})
+    \"\"\"(B, 32, 32, 3) uint8 RGB to (B, 10) logits.\"\"\"
+    images = (images / 255 - torch.tensor({recipe.mean})) / torch.tensor({recipe.std})
     return model(images.permute(0, 3, 1, 2))
 ```
 
 ## Training
 
-- epochs: {epochs}; training images: {num_train_images:,} of {num_train:,}; batch size: {batch_size}; seed: {seed}
-- {optimizer}, learning rate {learning_rate:g}, weight decay {weight_decay:g}, schedule {schedule}
-- each image cropped (padding {padding}), mirrored and rotated (up to {max_angle_deg:g} degrees) at random
-- {precision} on {device_name}, by fastcifar {version}
+- epochs: {recipe.epochs}; training images: {settings.num_train_images:,} of {num_train:,}; \
+batch size: {recipe.global_batch_size}; seed: {recipe.seed}
+- {optimizer}, learning rate {recipe.learning_rate:g}, weight decay {recipe.weight_decay:g}, schedule {recipe.schedule}
+- each image cropped (padding {recipe.padding}), mirrored and rotated (up to {recipe.max_angle_deg:g} degrees) at random
+- {settings.precision} on {settings.device_name}, by fastcifar {version}
 
 ## Data and licence
 
@@ -78,30 +79,17 @@ def write_card(folder: Path, settings: Settings, results: Results, num_correct: 
     recipe = settings.recipe
     low, high = wilson_interval(num_correct, num_images)
     card = _CARD.format(
-        recipe=recipe.name,
+        recipe=recipe,
+        settings=settings,
+        best=results.best,
+        epoch=results.best.epoch + 1,
         classes=", ".join(CLASSES),
-        num_classes=len(CLASSES),
         num_images=num_images,
         accuracy=num_correct / num_images,
         low=low,
         high=high,
-        augmented=results.best.test_accuracy_augmented,
-        precision=settings.precision,
-        epoch=results.best.epoch + 1,
-        epochs=recipe.epochs,
-        mean=recipe.mean,
-        std=recipe.std,
         optimizer={"sgd": f"SGD with momentum {recipe.momentum:g}", "adam": "Adam"}[recipe.optimizer],
-        learning_rate=recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        schedule=recipe.schedule,
-        batch_size=recipe.global_batch_size,
-        num_train_images=settings.num_train_images,
         num_train=cifar10.SPEC.num_train,
-        padding=recipe.padding,
-        max_angle_deg=recipe.max_angle_deg,
-        seed=recipe.seed,
-        device_name=settings.device_name,
         version=__version__,
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

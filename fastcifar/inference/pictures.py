@@ -123,11 +123,9 @@ def load_picture(path: Path) -> Picture:
         raise
     except Image.DecompressionBombError as error:
         raise FastcifarError(f"{path} is too large: more than {_MAX_PIXELS:,} pixels") from error
-    except OSError as error:
-        reason = error.strerror or "not a picture, or damaged"
-        raise FastcifarError(f"cannot read {path}: {reason}") from error
     except Exception as error:  # a damaged file makes its parser raise almost anything
-        raise FastcifarError(f"cannot read {path}: not a picture, or damaged") from error
+        reason = getattr(error, "strerror", None) or "not a picture, or damaged"
+        raise FastcifarError(f"cannot read {path}: {reason}") from error
 
 
 def _open(path: Path) -> IO[bytes]:

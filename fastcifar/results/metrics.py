@@ -134,14 +134,11 @@ def class_scores(counts: NDArray[np.int64]) -> tuple[ClassScores, ...]:
     def share(part: int, whole: int) -> float | None:
         return part / whole if whole else None
 
-    rows = []
-    for label, name in enumerate(CLASSES):
-        hits, num_images, num_predicted = (
-            int(n) for n in (counts[label, label], counts[label].sum(), counts[:, label].sum())
-        )
-        precision, recall = share(hits, num_predicted), share(hits, num_images)
-        rows.append(ClassScores(name, num_images, precision, recall, share(2 * hits, num_images + num_predicted)))
-    return tuple(rows)
+    hits, of_class, as_class = counts.diagonal().tolist(), counts.sum(axis=1).tolist(), counts.sum(axis=0).tolist()
+    return tuple(
+        ClassScores(name, n, share(hit, predicted), share(hit, n), share(2 * hit, n + predicted))
+        for name, hit, n, predicted in zip(CLASSES, hits, of_class, as_class, strict=True)
+    )
 
 
 def top_confusions(counts: NDArray[np.int64], num_confusions: int) -> tuple[Confusion, ...]:
@@ -152,13 +149,11 @@ def top_confusions(counts: NDArray[np.int64], num_confusions: int) -> tuple[Conf
         num_confusions: how many at most.
     """
     mistakes = counts - np.diag(np.diag(counts))
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:num_confusions]
-    cells = [divmod(int(cell), NUM_CLASSES) for cell in order]
-    return tuple(
+    found = [
         Confusion(CLASSES[label], CLASSES[predicted], int(mistakes[label, predicted]))
-        for label, predicted in cells
-        if mistakes[label, predicted]
-    )
+        for label, predicted in zip(*np.nonzero(mistakes), strict=True)
+    ]
+    return tuple(sorted(found, key=lambda each: -each.count)[:num_confusions])
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

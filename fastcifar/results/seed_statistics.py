@@ -1,5 +1,6 @@
 """Statistics over seeds: means with intervals, differences, and how many seeds it takes to detect a difference."""
 
+import bisect
 import math
 import statistics
 from collections.abc import Sequence
@@ -120,17 +121,14 @@ def num_seeds_needed(difference: float, sd: float, *, pairs: bool = False) -> in
         critical = stdtrit(freedom, (1 + _LEVEL) / 2)
         return float(1 - nctdtr(freedom, noncentrality, critical) + nctdtr(freedom, noncentrality, -critical))
 
-    if sd == 0 or power(2) >= _POWER:
+    if sd == 0:
         return 2
-    below, enough = 2, 4
+    enough = 2
     while power(enough) < _POWER:
-        below, enough = enough, 2 * enough
+        enough *= 2
         if enough > _MOST_SEEDS:
             return None
-    while enough - below > 1:
-        middle = (below + enough) // 2
-        below, enough = (below, middle) if power(middle) >= _POWER else (middle, enough)
-    return enough
+    return bisect.bisect_left(range(enough), _POWER, lo=2, key=power)
 
 
 def _interval(centre: float, standard_error: float, freedom: float) -> tuple[float, float]:
