@@ -1,6 +1,7 @@
 """Files that are complete or do not exist."""
 
 import contextlib
+import datetime
 import fcntl
 import json
 import os
@@ -109,9 +110,10 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as indented JSON, atomically."""
+    """Write `content` as indented JSON, atomically; times in it are written as ISO 8601."""
+    text = json.dumps(content, indent=2, default=datetime.datetime.isoformat)
     with replacing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_text(path: Path) -> str:

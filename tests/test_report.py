@@ -212,13 +212,13 @@ def test_an_unfinished_run_says_how_to_go_on(tmp_path: Path) -> None:
         "Throughput": "100 img/s | training, median of 7 epochs (100 to 100)",
     }
     command = f"fastcifar train --resume {run_dir}"
-    assert f"This run is not finished: 7 of its 20 epochs are. Continue with {command}." in page.text
+    assert f"This run is not finished: it has trained 7 of its 20 epochs. Continue with {command}." in page.text
     assert "Confusion matrix and samples follow when the run is finished." in page.text
     assert len(page.images) == 1
     assert "Accuracies" not in page.tables
     with locked(run_dir, ""):
         page = Reader(build_report([run_dir]))
-    assert "7 of its 20 epochs are. It is still being trained." in page.text
+    assert "it has trained 7 of its 20 epochs. It is still being trained." in page.text
     assert "--resume" not in page.text
 
 

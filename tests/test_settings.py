@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import FastcifarError, counted
 from fastcifar.recipes import get_recipe
 from fastcifar.training.settings import resolve_settings
 
@@ -65,11 +65,11 @@ def test_choices_are_taken() -> None:
         ({"device": "cpu:1"}, "device must be auto, cpu, cuda or cuda:<index>, not 'cpu:1'"),
         (
             {"device": "cuda:256"},
-            f"device 'cuda:256' is not there: torch sees {torch.cuda.device_count()} CUDA devices",
+            f"device 'cuda:256' is not there: torch sees {counted(torch.cuda.device_count(), 'CUDA device')}",
         ),
         (
             {"device": "cuda:99"},
-            f"device 'cuda:99' is not there: torch sees {torch.cuda.device_count()} CUDA devices",
+            f"device 'cuda:99' is not there: torch sees {counted(torch.cuda.device_count(), 'CUDA device')}",
         ),
     ],
 )

@@ -240,12 +240,10 @@ def _parse_value(kind: Any, value: Any, name: str) -> Any:
 
 
 def as_plain(record: Any) -> dict[str, Any]:
-    """A dataclass as values for JSON; the field `class_name` gets the key `class`, which Python reserves."""
+    """A dataclass as a dict; the field `class_name` gets the key `class`, which Python reserves."""
 
     def plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = {"class" if name == "class_name" else name: value for name, value in items}
-        times = {key: value.isoformat() for key, value in values.items() if isinstance(value, datetime.datetime)}
-        return values | times
+        return {"class" if name == "class_name" else name: value for name, value in items}
 
     return dataclasses.asdict(record, dict_factory=plain)
 
@@ -271,14 +269,13 @@ def write_config(
     environment = describe_environment() | {"captured": captured}
     if capture_failure is not None:
         environment["capture_failure"] = capture_failure
-    here = {"begun": now.isoformat(), "environment": environment}
+    here = {"begun": now, "environment": environment}
     content: dict[str, Any] = {**settings, **here}
     if resumed_at is not None:
         with contextlib.suppress(FastcifarError):  # a run that was killed early has no file yet
             before = read_config(run_dir)
             parts = [*map(as_plain, before.resumed), {"num_epochs": resumed_at, **here}]
-            begun = before.begun and before.begun.isoformat()
-            content |= {"begun": begun, "environment": before.environment, "resumed": parts}
+            content |= {"begun": before.begun, "environment": before.environment, "resumed": parts}
     write_json(run_dir / CONFIG_FILE, content)
 
 

@@ -190,7 +190,7 @@ def _read_seed(seed: int, path: Path, target_accuracy: float | None) -> SeedRun:
     if not (path / RESULTS_FILE).exists():
         return SeedRun(seed, list_runs(path)[0].state)
     results, metrics = read_results(path), read_metrics(path)
-    reached = [line.epoch for line in metrics if target_accuracy and line.val_accuracy >= target_accuracy]
+    reached = (line.epoch + 1 for line in metrics if target_accuracy and line.val_accuracy >= target_accuracy)
     return SeedRun(
         seed,
         "finished",
@@ -200,7 +200,7 @@ def _read_seed(seed: int, path: Path, target_accuracy: float | None) -> SeedRun:
             "test10k_accuracy": results.test10k_accuracy,
         },
         seconds=results.seconds,
-        epochs_to_target=min(reached) + 1 if reached else None,
+        epochs_to_target=next(reached, None),
     )
 
 

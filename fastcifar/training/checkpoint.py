@@ -297,9 +297,9 @@ def read_last(run_dir: Path) -> LastCheckpoint:
     state = {key: content.get(key) for key in ("model", "optimizer", "scheduler")}
     last = parse_record(LastCheckpoint, content | {"state": state}, damaged)
     if [line.epoch for line in last.metrics] != list(range(last.num_epochs)):
-        raise FastcifarError(f"{damaged}: metrics are not those of its {last.num_epochs} epochs")
+        raise FastcifarError(f"{damaged}: metrics are not those of its {counted(last.num_epochs, 'epoch')}")
     if not (_is_best(last.best, last.num_epochs, content["model"]) if last.best else last.num_epochs == 0):
-        raise FastcifarError(f"{damaged}: best is not one of its {last.num_epochs} epochs")
+        raise FastcifarError(f"{damaged}: best is not among its {counted(last.num_epochs, 'epoch')}")
     if last.data != cifar10.SPEC.digests:
         raise FastcifarError(f"{path} is of a run on other data than CIFAR-10 as this version splits it")
     return last

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from fastcifar.distributed import ALONE, World
-from fastcifar.errors import ArgumentError, FastcifarError
+from fastcifar.errors import ArgumentError, FastcifarError, counted
 from fastcifar.machine import cpu_flags
 from fastcifar.training.allocator import freed_memory_kept
 
@@ -31,7 +31,7 @@ def resolve_device(name: str, world: World = ALONE) -> torch.device:
     index, num_devices = int(match[1] or world.local_rank), torch.cuda.device_count()
     if index >= num_devices:
         wanted = repr(name) if world.size == 1 else f"for local rank {index}"
-        raise ArgumentError("device", f"{wanted} is not there: torch sees {num_devices} CUDA devices")
+        raise ArgumentError("device", f"{wanted} is not there: torch sees {counted(num_devices, 'CUDA device')}")
     return torch.device("cuda", index)
 
 
