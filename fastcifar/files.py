@@ -36,8 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
             yield temporary
             sync(temporary)
             temporary.replace(path)
-            with contextlib.suppress(OSError):  # some network file systems cannot sync a folder
-                sync(path.parent)
+            sync_folder(path.parent)
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -101,12 +100,18 @@ def default_cache_dir() -> Path:
 
 
 def sync(path: Path) -> None:
-    """Ask the operating system to write a file's content, or a folder's entries, to the disk."""
+    """Ask the operating system to write a file's content to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Ask the operating system to write a folder's entries to the disk; some network file systems cannot."""
+    with contextlib.suppress(OSError):
+        sync(path)
 
 
 def write_json(path: Path, content: Any) -> None:

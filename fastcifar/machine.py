@@ -86,22 +86,22 @@ def _numbers(folder: Path, name: str) -> list[int]:
 
 def describe_cpu() -> str:
     """The processor's name for itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return _cpu_info("model name") or platform.processor() or platform.machine()
 
 
 def cpu_flags() -> frozenset[str]:
     """The processor's instruction sets and other features, by their Linux names; empty on other systems."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(
-        next((line.split(":", 1)[1] for line in lines if line.startswith(("flags", "Features"))), "").split()
-    )
+    return frozenset((_cpu_info("flags") or _cpu_info("Features")).split())
+
+
+def _cpu_info(key: str) -> str:
+    """The first processor's value of a key in /proc/cpuinfo; empty if there is none."""
+    with contextlib.suppress(OSError):
+        for line in (_PROC / "cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return ""
 
 
 def find_compiler() -> list[str] | None:

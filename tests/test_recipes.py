@@ -1,3 +1,4 @@
+import json
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -5,6 +6,7 @@ import pytest
 
 from fastcifar.errors import FastcifarError
 from fastcifar.recipes import RECIPES, get_recipe
+from fastcifar.training.settings import parse_settings, resolve_settings
 
 BOTH = {
     "global_batch_size": 128,
@@ -70,7 +72,7 @@ def test_an_unknown_recipe_names_those_there_are() -> None:
         ({"schedule": "linear"}, "the recipe 'adam89' cannot have schedule='linear'"),
         ({"step_epochs": 0}, "the recipe 'adam89' cannot have step_epochs=0"),
         ({"learning_rate": float("nan")}, "the recipe 'adam89' cannot have learning_rate=nan"),
-        ({"max_angle_deg": -1}, r"the recipe 'adam89' cannot have max_angle_deg=-1\.0"),
+        ({"max_angle_deg": -1}, r"the recipe 'adam89' cannot have max_angle_deg=-1"),
         ({"mean": (0.5, 0.5)}, r"the recipe 'adam89' cannot have mean=\(0\.5, 0\.5\)"),
         ({"std": (0.5, 0.5, 0.0)}, r"the recipe 'adam89' cannot have std=\(0\.5, 0\.5, 0\.0\)"),
     ],
@@ -82,5 +84,5 @@ def test_what_cannot_be_trained_by_is_no_recipe(change: dict[str, Any], message:
 
 def test_whole_numbers_will_do() -> None:
     recipe = replace(get_recipe("sgd92"), max_angle_deg=0, weight_decay=0)
-    assert (recipe.max_angle_deg, recipe.weight_decay) == (0.0, 0.0)
-    assert type(recipe.max_angle_deg) is type(recipe.weight_decay) is float  # as a checkpoint's settings are checked
+    settings = resolve_settings(recipe, device="cpu")
+    assert parse_settings(json.loads(json.dumps(settings.as_config()))) == settings

@@ -4,7 +4,6 @@ A source is refused unless its files have the published digests in `containers.D
 """
 
 import contextlib
-import queue
 import re
 import shutil
 import subprocess
@@ -13,6 +12,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,8 +117,10 @@ def _download(origin: _Origin, cache_dir: Path, report: Report) -> Dataset:
             origin.fetch(archive, report)
             with archive.open("rb") as file:
                 verify_file(origin.file_name, file)
-        except OSError as error:
-            raise FastcifarError(f"download failed ({reason(error)})") from error
+        except FastcifarError:
+            raise
+        except Exception as error:  # urllib and http.client raise many types
+            raise FastcifarError(f"download failed ({reason(getattr(error, 'reason', None) or error)})") from error
         dataset = read_local_copy(archive, origin.title)
         with contextlib.suppress(OSError):  # a cache that cannot be written
             archive.replace(cache_dir / origin.file_name)
@@ -127,42 +129,34 @@ def _download(origin: _Origin, cache_dir: Path, report: Report) -> Dataset:
 
 def _fetch_official(target: Path, report: Report) -> None:
     num_bytes = 0
-    try:
-        with _open_url(OFFICIAL_URL) as response, target.open("wb") as file:
-            while chunk := response.read(1 << 20):
-                num_bytes += len(chunk)
-                if num_bytes > _MAX_DOWNLOAD_BYTES:
-                    raise FastcifarError(f"it sends more than {_MAX_DOWNLOAD_BYTES:,} bytes")
-                file.write(chunk)
-                if num_bytes >> 25 > (num_bytes - len(chunk)) >> 25:  # every 32 MiB
-                    report(f"official archive: {num_bytes >> 20} MiB downloaded")
-    except FastcifarError:
-        raise
-    except Exception as error:  # urllib and http.client raise many types
-        raise FastcifarError(f"not reachable ({reason(getattr(error, 'reason', None) or error)})") from error
+    with _open_url(OFFICIAL_URL) as response, target.open("wb") as file:
+        while chunk := response.read(1 << 20):
+            num_bytes += len(chunk)
+            if num_bytes > _MAX_DOWNLOAD_BYTES:
+                raise FastcifarError(f"it sends more than {_MAX_DOWNLOAD_BYTES:,} bytes")
+            file.write(chunk)
+            if num_bytes >> 25 > (num_bytes - len(chunk)) >> 25:  # every 32 MiB
+                report(f"official archive: {num_bytes >> 20} MiB downloaded")
 
 
 def _open_url(url: str) -> Any:
     """Open `url`; give up after some seconds even if a name look-up hangs, which no socket timeout ends."""
     limit_s = 1.5 * _CONNECT_S  # longer than the socket's own limit, whose error says more
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    answer: Future[Any] = Future()
 
     def attempt() -> None:
         try:
-            answers.put(urllib.request.urlopen(url, timeout=_CONNECT_S))
+            answer.set_result(urllib.request.urlopen(url, timeout=_CONNECT_S))
         except Exception as error:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()  # it holds the connection
-            answers.put(error)
+            answer.set_exception(error)
 
     threading.Thread(target=attempt, daemon=True).start()
-    try:
-        answer = answers.get(timeout=limit_s)
-    except queue.Empty:
-        raise TimeoutError(f"no answer within {limit_s:g} s") from None
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+    wait([answer], limit_s)
+    if not answer.done():
+        raise TimeoutError(f"no answer within {limit_s:g} s")
+    return answer.result()
 
 
 def _fetch_npm(target: Path, report: Report) -> None:

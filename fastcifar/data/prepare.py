@@ -15,7 +15,7 @@ from fastcifar.data.cifar10 import SPLITS, Images, Labels, SplitName
 from fastcifar.data.download import load_source
 from fastcifar.data.folder import MANIFEST, MANIFEST_FORMAT, STAGING, beton_path, is_prepared, verify_data
 from fastcifar.errors import ArgumentError, FastcifarError
-from fastcifar.files import locked, sync, write_json, writing
+from fastcifar.files import locked, sync, sync_folder, write_json, writing
 from fastcifar.machine import package_versions
 
 PAGE_SIZE = 1 << 23  # FFCV's default
@@ -75,7 +75,7 @@ def prepare_data(
             for split in SPLITS:
                 beton_path(staging, split).replace(beton_path(data_dir, split))
             (staging / MANIFEST).replace(data_dir / MANIFEST)
-            sync(data_dir)
+            sync_folder(data_dir)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     report(f"{data_dir} is prepared: " + ", ".join(f"{entries[split]['num_images']:,} {split}" for split in SPLITS))
