@@ -68,24 +68,14 @@ class FastCifar(Contender):
         self._loader: Loader
         if loader == "streamed":
             path = beton_path(data_dir, "train")
-            self._loader = StreamedLoader(path, indices, self._planner(indices), device, num_workers)
+            self._loader = StreamedLoader(path, indices, EpochPlanner(indices, recipe), device, num_workers)
         else:
             images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels).long()
-            planner = self._planner(indices.to(device))
+            planner = EpochPlanner(indices.to(device), recipe)
             self._loader = ResidentLoader(images.to(device), labels.to(device), planner)
         if compiles:
             self._trainer.warm_up(self._loader)
         self._num_steps = 0
-
-    def _planner(self, indices: Tensor) -> EpochPlanner:
-        recipe = self._recipe
-        return EpochPlanner(
-            indices,
-            recipe.global_batch_size,
-            seed=recipe.seed,
-            padding=recipe.padding,
-            max_angle_deg=recipe.max_angle_deg,
-        )
 
     def batches(self) -> Generator[tuple[int]]:
         """The loader's next epoch, with the memory setting that training uses on a CPU."""

@@ -46,14 +46,7 @@ def measure_rate(name: str, num_steps: int, data_dir: Path, world: World, device
     recipe, split = get_recipe(name), load_images(data_dir, None)
     precision = "bf16" if is_bf16_fast(device) else "fp32"
     trainer = Trainer(recipe, device, precision=precision, compile=device.type == "cuda", world=world)
-    planner = EpochPlanner(
-        torch.from_numpy(split.indices).to(device),
-        recipe.global_batch_size,
-        seed=recipe.seed,
-        padding=recipe.padding,
-        max_angle_deg=recipe.max_angle_deg,
-        world=world,
-    )
+    planner = EpochPlanner(torch.from_numpy(split.indices).to(device), recipe, world)
     images, labels = torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).long().to(device)
     loader = ResidentLoader(images, labels, planner)
     if device.type == "cuda":

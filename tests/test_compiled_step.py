@@ -25,7 +25,7 @@ def _no_compiler(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def build_loader() -> ResidentLoader:
-    planner = EpochPlanner(torch.arange(NUM_TRAIN), 8, seed=42, padding=4, max_angle_deg=15)
+    planner = EpochPlanner(torch.arange(NUM_TRAIN), replace(get_recipe("sgd92"), global_batch_size=8))
     return ResidentLoader(torch.from_numpy(TRAIN_IMAGES), torch.from_numpy(TRAIN_LABELS).long(), planner)
 
 

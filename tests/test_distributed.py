@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_every_world_visits_the_same_images_with_the_same_draws(size: int) -> No
     indices = torch.arange(NUM_TRAIN)
 
     def plan(world: World) -> tuple[torch.Tensor, torch.Tensor]:
-        return EpochPlanner(indices, 12, seed=42, padding=4, max_angle_deg=15, world=world).plan(5)
+        return EpochPlanner(indices, replace(get_recipe("sgd92"), global_batch_size=12), world).plan(5)
 
     order = draw_order(42, 5, indices)[:36]
     coeffs = affine_coeffs(sample_augmentation(42, 5, order, padding=4, max_angle_deg=15))
@@ -117,7 +118,7 @@ def test_every_world_visits_the_same_images_with_the_same_draws(size: int) -> No
 @pytest.mark.parametrize("kind", ["resident", "streamed"])
 def test_loaders_give_a_ranks_share(kind: str, tiny_data: Path) -> None:
     indices, images, labels = torch.arange(NUM_TRAIN), torch.from_numpy(TRAIN_IMAGES), torch.from_numpy(TRAIN_LABELS)
-    planner = EpochPlanner(indices, 12, seed=42, padding=4, max_angle_deg=15, world=World(rank=2, size=3))
+    planner = EpochPlanner(indices, replace(get_recipe("sgd92"), global_batch_size=12), World(rank=2, size=3))
     loader: Loader = ResidentLoader(images, labels.long(), planner)
     if kind == "streamed":
         loader = StreamedLoader(tiny_data / "train.beton", indices, planner, torch.device("cpu"), num_workers=1)

@@ -3,6 +3,7 @@ import importlib
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fastcifar.kernels.gather import gather_augmented
 from fastcifar.pipeline import ffcv_reader as ffcv_stream
 from fastcifar.pipeline.augment import affine_coeffs, choose_subset, crop_flip_rotate, draw_order, sample_augmentation
 from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader, StreamedLoader
+from fastcifar.recipes import get_recipe
 
 CPU = torch.device("cpu")
 IMAGES, LABELS = torch.from_numpy(TRAIN_IMAGES), torch.from_numpy(TRAIN_LABELS).long()
@@ -28,7 +30,7 @@ IMAGES, LABELS = torch.from_numpy(TRAIN_IMAGES), torch.from_numpy(TRAIN_LABELS).
 
 def build_planner(num_images: int = NUM_TRAIN, batch_size: int = 8) -> EpochPlanner:
     chosen = choose_subset(torch.arange(NUM_TRAIN), num_images)
-    return EpochPlanner(chosen, batch_size, seed=42, padding=4, max_angle_deg=15)
+    return EpochPlanner(chosen, replace(get_recipe("sgd92"), global_batch_size=batch_size))
 
 
 def build_resident(planner: EpochPlanner) -> ResidentLoader:
@@ -83,7 +85,7 @@ def test_leaving_a_streamed_epoch_ends_its_thread_at_once(tmp_path: Path, monkey
     num_images = 2000
     images = np.zeros((num_images, 32, 32, 3), np.uint8)
     write_beton(tmp_path / "train.beton", images, np.zeros(num_images, np.uint8))
-    planner = EpochPlanner(torch.arange(num_images), 2, seed=42, padding=4, max_angle_deg=15)
+    planner = EpochPlanner(torch.arange(num_images), replace(get_recipe("sgd92"), global_batch_size=2))
     loader = build_streamed(tmp_path, planner)
     num_threads = threading.active_count()
     for epoch in range(5):
@@ -212,7 +214,7 @@ def test_copies_to_cuda_have_a_stream_of_their_own(monkeypatch: pytest.MonkeyPat
 @pytest.mark.gpu
 def test_resident_on_cuda_gives_the_cpus_batches() -> None:
     cuda = torch.device("cuda")
-    planner = EpochPlanner(torch.arange(NUM_TRAIN, device=cuda), 8, seed=42, padding=4, max_angle_deg=15)
+    planner = EpochPlanner(torch.arange(NUM_TRAIN, device=cuda), replace(get_recipe("sgd92"), global_batch_size=8))
     loader = ResidentLoader(IMAGES.to(cuda), LABELS.to(cuda), planner)
     for epoch in range(3):
         for (images, labels), (other_images, other_labels) in zip(

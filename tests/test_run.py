@@ -284,8 +284,8 @@ def test_a_subset_is_the_fixed_choice(tiny_data: Path, tmp_path: Path, monkeypat
     planners = []
 
     class Planner(EpochPlanner):
-        def __init__(self, indices: Tensor, batch_size: int, **options: Any) -> None:
-            super().__init__(indices, batch_size, **options)
+        def __init__(self, indices: Tensor, *arguments: Any) -> None:
+            super().__init__(indices, *arguments)
             planners.append(self)
 
     monkeypatch.setattr(loader_module, "EpochPlanner", Planner)

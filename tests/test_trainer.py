@@ -26,7 +26,7 @@ def build_loader(
     num_images: int = NUM_TRAIN,
 ) -> ResidentLoader:
     indices = torch.arange(num_images, device=device)
-    planner = EpochPlanner(indices, batch_size, seed=42, padding=4, max_angle_deg=15)
+    planner = EpochPlanner(indices, replace(get_recipe("sgd92"), global_batch_size=batch_size))
     images, labels = torch.from_numpy(TRAIN_IMAGES), torch.from_numpy(TRAIN_LABELS).long()
     return ResidentLoader(images.to(device), labels.to(device), planner)
 
@@ -199,7 +199,8 @@ class AllLevels(EpochPlanner):
     """Sixteen steps that rotate by every angle level once, each with its own crop and flip."""
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__(torch.arange(NUM_LEVELS, device=device), 4096, seed=42, padding=4, max_angle_deg=15)
+        recipe = replace(get_recipe("sgd92"), global_batch_size=4096)
+        super().__init__(torch.arange(NUM_LEVELS, device=device), recipe)
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
         params = sample_augmentation(42, epoch, self.indices)

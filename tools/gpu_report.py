@@ -75,9 +75,8 @@ class Campaign:
     def loader(self, batch_size: int, device: torch.device) -> ResidentLoader:
         """A resident loader, as in training."""
         split = load_images(self.data_dir, self.num_images)
-        planner = EpochPlanner(
-            torch.from_numpy(split.indices).to(device), batch_size, seed=42, padding=4, max_angle_deg=15
-        )
+        recipe = replace(RECIPES["sgd92"], global_batch_size=batch_size)
+        planner = EpochPlanner(torch.from_numpy(split.indices).to(device), recipe)
         images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels).long()
         return ResidentLoader(images.to(device), labels.to(device), planner)
 

@@ -19,6 +19,7 @@ from fastcifar.data.folder import beton_path, load_train
 from fastcifar.distributed import ALONE, World
 from fastcifar.kernels.gather import gather_augmented
 from fastcifar.pipeline.augment import affine_coeffs, choose_subset, draw_order, sample_augmentation
+from fastcifar.recipes import Recipe
 
 Batch = tuple[Tensor, Tensor]  # (B, 32, 32, 3) uint8 images, (B,) int64 labels, both on the loader's device
 Steps = Generator[int]
@@ -59,10 +60,7 @@ class EpochPlanner:
 
     Args:
         indices: `(N,)` int64 global sample indices of the images to train on.
-        global_batch_size: images per step, over all ranks; the world's size divides it.
-        seed: the seed of order and augmentation.
-        padding: black pixels on each side before the crop.
-        max_angle_deg: the largest rotation.
+        recipe: its seed, batch size, padding and angle are used; the world's size divides the batch size.
         world: its rank takes its share of every batch.
 
     Attributes:
@@ -70,15 +68,11 @@ class EpochPlanner:
         rank_batch_size: images per step on this rank.
     """
 
-    def __init__(
-        self, indices: Tensor, global_batch_size: int, *, seed: int, padding: int, max_angle_deg: float,
-        world: World = ALONE,
-    ) -> None:  # fmt: skip
+    def __init__(self, indices: Tensor, recipe: Recipe, world: World = ALONE) -> None:
         self.indices = indices
-        self.num_steps = len(indices) // global_batch_size
-        self.rank_batch_size = global_batch_size // world.size
-        self._global_batch_size, self._world = global_batch_size, world
-        self._seed, self._padding, self._max_angle_deg = seed, padding, max_angle_deg
+        self.num_steps = len(indices) // recipe.global_batch_size
+        self.rank_batch_size = recipe.global_batch_size // world.size
+        self._recipe, self._world = recipe, world
 
     def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
         """The images that this rank visits in an epoch: an equal share of every batch; any world has the same batches.
@@ -87,10 +81,11 @@ class EpochPlanner:
             `(num_steps * rank_batch_size,)` int64 positions in `indices`, and `(num_steps * rank_batch_size, 9)` int32
             coeffs for `gather_augmented`.
         """
-        order = draw_order(self._seed, epoch, self.indices)[: self.num_steps * self._global_batch_size]
+        recipe = self._recipe
+        order = draw_order(recipe.seed, epoch, self.indices)[: self.num_steps * recipe.global_batch_size]
         order = order.view(self.num_steps, self._world.size, -1)[:, self._world.rank].flatten()
         params = sample_augmentation(
-            self._seed, epoch, self.indices[order], padding=self._padding, max_angle_deg=self._max_angle_deg
+            recipe.seed, epoch, self.indices[order], padding=recipe.padding, max_angle_deg=recipe.max_angle_deg
         )
         return order, affine_coeffs(params)
 
@@ -232,12 +227,9 @@ def build_loader(
     kind: str,
     data_dir: Path,
     device: torch.device,
+    recipe: Recipe,
     *,
     num_images: int,
-    global_batch_size: int,
-    seed: int,
-    padding: int,
-    max_angle_deg: float,
     num_workers: int,
     world: World,
 ) -> Loader:
@@ -247,11 +239,8 @@ def build_loader(
         kind: "resident" or "streamed".
         data_dir: a folder that `prepare` filled.
         device: the device of the batches.
+        recipe: see `EpochPlanner`.
         num_images: the number of training images, the first of a fixed permutation.
-        global_batch_size: see `EpochPlanner`.
-        seed: see `EpochPlanner`.
-        padding: see `EpochPlanner`.
-        max_angle_deg: see `EpochPlanner`.
         num_workers: see `StreamedLoader`.
         world: see `EpochPlanner`.
 
@@ -262,14 +251,7 @@ def build_loader(
     indices = torch.from_numpy(split.indices)
     chosen = choose_subset(indices, num_images)
     is_streamed = kind == "streamed"
-    planner = EpochPlanner(
-        indices[chosen].to("cpu" if is_streamed else device),
-        global_batch_size,
-        seed=seed,
-        padding=padding,
-        max_angle_deg=max_angle_deg,
-        world=world,
-    )
+    planner = EpochPlanner(indices[chosen].to("cpu" if is_streamed else device), recipe, world)
     if is_streamed:
         return StreamedLoader(beton_path(data_dir, "train"), chosen, planner, device, num_workers)
     images = torch.from_numpy(split.images)[chosen].to(device)

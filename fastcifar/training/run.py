@@ -165,11 +165,8 @@ class Run:
             settings.loader,
             data_dir,
             device,
+            recipe,
             num_images=settings.num_train_images,
-            global_batch_size=recipe.global_batch_size,
-            seed=recipe.seed,
-            padding=recipe.padding,
-            max_angle_deg=recipe.max_angle_deg,
             num_workers=settings.num_workers,
             world=world,
         )

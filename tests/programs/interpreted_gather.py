@@ -89,7 +89,7 @@ def build_call(source: str, kernels: dict[str, Any]) -> Callable[[None, list[Ten
 
 def main() -> None:
     images = torch.from_numpy(np.random.default_rng(1).integers(1, 256, (NUM_IMAGES, 32, 32, 3), np.uint8))
-    planner = AllLevels(torch.arange(NUM_LEVELS), BATCH_SIZE, seed=42, padding=4, max_angle_deg=15)
+    planner = AllLevels(torch.arange(NUM_LEVELS), replace(get_recipe("sgd92"), global_batch_size=BATCH_SIZE))
     loader = ResidentLoader(images, torch.arange(NUM_IMAGES) % 10, planner)
     with generated_code() as graphs, tempfile.TemporaryDirectory() as folder:
         recipe = replace(get_recipe("sgd92"), global_batch_size=BATCH_SIZE)

@@ -53,7 +53,7 @@ def build_loader(world: World, device: torch.device) -> ResidentLoader:
     """This rank's shares of the batches."""
     images, labels = torch.from_numpy(TRAIN_IMAGES).to(device), torch.from_numpy(TRAIN_LABELS).long().to(device)
     indices = torch.arange(NUM_TRAIN, device=device)
-    planner = EpochPlanner(indices, BATCH_SIZE, seed=42, padding=4, max_angle_deg=15, world=world)
+    planner = EpochPlanner(indices, replace(get_recipe("sgd92"), global_batch_size=BATCH_SIZE), world)
     return ResidentLoader(images, labels, planner)
 
 

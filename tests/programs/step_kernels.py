@@ -46,7 +46,7 @@ def generate(recipe: str, options: StepOptions) -> list[Graph]:
             compile=True,
             options=options,
         )
-        planner = EpochPlanner(torch.arange(NUM_IMAGES), BATCH_SIZE, seed=42, padding=4, max_angle_deg=15)
+        planner = EpochPlanner(torch.arange(NUM_IMAGES), replace(get_recipe("sgd92"), global_batch_size=BATCH_SIZE))
         images = torch.zeros(NUM_IMAGES, 32, 32, 3, dtype=torch.uint8)
         loader = ResidentLoader(images, torch.zeros(NUM_IMAGES, dtype=torch.int64), planner)
         trainer.model.train()
