@@ -114,11 +114,20 @@ def sync_folder(path: Path) -> None:
         sync(path)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically, see `replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8 with the line ends that the text has."""
+    write_bytes(path, text.encode())
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically; times in it are written as ISO 8601."""
-    text = json.dumps(content, indent=2, default=datetime.datetime.isoformat)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2, default=datetime.datetime.isoformat) + "\n")
 
 
 def read_text(path: Path) -> str:

@@ -32,7 +32,7 @@ from measure import choose_device, choose_precision, describe_machine, load_imag
 from fastcifar.data import cifar10  # noqa: E402
 from fastcifar.distributed import World  # noqa: E402
 from fastcifar.errors import Interrupted, reason  # noqa: E402
-from fastcifar.files import read_json, replacing, write_json  # noqa: E402
+from fastcifar.files import read_json, write_json, write_text  # noqa: E402
 from fastcifar.kernels.gather import gather_augmented  # noqa: E402
 from fastcifar.pipeline.augment import NUM_LEVELS, affine_coeffs, sample_augmentation  # noqa: E402
 from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader  # noqa: E402
@@ -376,8 +376,7 @@ def write_report(out: Path) -> None:
                 found = json.dumps(row["found"])[:600].replace("|", "/")
                 lines.append(f"| {key} | {row['seconds']:.1f} | `{found}` |")
             lines.append("")
-    with replacing(out / "report.md") as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(out / "report.md", "\n".join(lines) + "\n")
 
 
 @click.command(help=__doc__.splitlines()[0])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastcifar.data.cifar10 import IMAGE_SIZE, NUM_CLASSES, Images, Labels
 from fastcifar.errors import FastcifarError, one_line
-from fastcifar.files import read_json, read_text, replacing, write_json
+from fastcifar.files import read_json, read_text, replacing, write_json, write_text
 from fastcifar.machine import describe_environment
 
 CONFIG_FILE, METRICS_FILE, RESULTS_FILE = "config.json", "metrics.jsonl", "results.json"
@@ -298,8 +298,7 @@ def read_config(run_dir: Path) -> RunConfig:
 
 def write_metrics(run_dir: Path, metrics: Sequence[EpochMetrics]) -> None:
     """Write `metrics.jsonl`, one line per epoch; the file is replaced, so it is complete at any moment."""
-    with replacing(run_dir / METRICS_FILE) as temporary:
-        temporary.write_text("".join(json.dumps(as_plain(line)) + "\n" for line in metrics), encoding="utf-8")
+    write_text(run_dir / METRICS_FILE, "".join(json.dumps(as_plain(line)) + "\n" for line in metrics))
 
 
 def read_metrics(run_dir: Path) -> list[EpochMetrics]:

@@ -132,7 +132,7 @@ def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that may change the training, with a device's kind only, and with lists for tuples as in JSON."""
     values = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
     if "device" in values:
-        values["device"] = values["device"].split(":")[0]
+        values["device"] = str(values["device"]).split(":")[0]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from fastcifar import __version__
 from fastcifar.data import cifar10
 from fastcifar.errors import counted, one_line
-from fastcifar.files import replacing
+from fastcifar.files import write_text
 from fastcifar.recipes import RECIPES, Recipe
 from fastcifar.results.charts import comparison_figure, describe_run, name_runs, run_figures
 from fastcifar.results.metrics import wilson_interval
@@ -94,9 +94,7 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
         FastcifarError: a file of a run is missing or unusable, there are too many runs, one is given twice, or the page
             cannot be written.
     """
-    content = build_report(run_dirs)
-    with replacing(out) as temporary:
-        temporary.write_text(content, encoding="utf-8")
+    write_text(out, build_report(run_dirs))
 
 
 def build_report(run_dirs: Sequence[Path]) -> str:

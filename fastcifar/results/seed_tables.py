@@ -1,7 +1,7 @@
 """Statistics of seeds and differences between two folders of them, as text tables for a terminal or a page."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fastcifar.errors import one_line
 from fastcifar.results.repeats import MEASURES, Comparison, Repeats, describe_differing, seeds_to_tell
@@ -22,7 +22,7 @@ class SeedTable:
     title: str
     columns: list[str]
     rows: list[list[str]]
-    remarks: list[str] = field(default_factory=list)
+    remarks: list[str]
 
 
 def build_tables(groups: Sequence[Repeats], comparison: Comparison | None = None) -> list[SeedTable]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from fastcifar.data.cifar10 import Images
 from fastcifar.errors import ArgumentError, one_line
-from fastcifar.files import replacing
+from fastcifar.files import write_bytes
 
 # Hues of Okabe and Ito's palette, which people with any common colour vision can tell apart:
 # https://jfly.uni-koeln.de/color/
@@ -161,9 +161,7 @@ def write_picture(path: Path, figure: Figure) -> None:
     Raises:
         FastcifarError: the file cannot be written.
     """
-    content = _RENDER[path.suffix.lower()](figure)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(path, _RENDER[path.suffix.lower()](figure))
 
 
 def write_figures(figures: dict[str, Figure], folder: Path) -> list[Path]:
@@ -184,6 +182,5 @@ def write_figures(figures: dict[str, Figure], folder: Path) -> list[Path]:
         contents[folder / f"{name}.png"] = as_png(figure)
         contents[folder / f"{name}.svg"] = as_svg(figure)
     for path, content in contents.items():
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
+        write_bytes(path, content)
     return list(contents)

@@ -21,7 +21,7 @@ import torch
 
 from fastcifar.data import cifar10
 from fastcifar.errors import FastcifarError, counted
-from fastcifar.files import reading, replacing
+from fastcifar.files import reading, write_bytes
 from fastcifar.results.records import (
     BEST_FILE,
     LAST_FILE,
@@ -54,8 +54,7 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """
     buffer = io.BytesIO()  # when torch writes to a file, its error does not say that the disk is full
     torch.save({"format": _FORMAT, **content}, buffer)
-    with replacing(path) as temporary:
-        temporary.write_bytes(seal(buffer.getvalue()))
+    write_bytes(path, seal(buffer.getvalue()))
 
 
 def seal(archive: bytes) -> bytes:
