@@ -14,10 +14,11 @@ from support.command_line import call
 from support.containers import TEST_IMAGES, TEST_LABELS
 
 from fastcifar.data import cifar10
+from fastcifar.data.folder import load_val_and_test, official_test_set
 from fastcifar.errors import FastcifarError
 from fastcifar.inference import classifier as classifier_module
 from fastcifar.inference.classifier import Classifier, load_classifier
-from fastcifar.inference.evaluation import evaluate_split, load_official_images
+from fastcifar.inference.evaluation import evaluate_split
 from fastcifar.inference.prediction import predict_pictures
 from fastcifar.results.metrics import calibrate
 from fastcifar.results.records import Results, read_predictions
@@ -66,7 +67,7 @@ def test_label_errors_are_numbered_as_the_official_test_set_is(tiny_data: Path, 
         numbers = [error.image for error in evaluation.label_errors]
         assert len(numbers) == round(evaluation.num_images * (1 - evaluation.accuracy)) > 0
         assert [error.label for error in evaluation.label_errors] == [cifar10.CLASSES[TEST_LABELS[n]] for n in numbers]
-    np.testing.assert_array_equal(load_official_images(tiny_data), TEST_IMAGES)
+    np.testing.assert_array_equal(official_test_set(*load_val_and_test(tiny_data))[0], TEST_IMAGES)
     predicted = classifier.logits(torch.from_numpy(TEST_IMAGES)).argmax(1)
     assert [error.predicted for error in both.label_errors] == [
         cifar10.CLASSES[predicted[error.image]] for error in both.label_errors

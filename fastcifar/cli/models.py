@@ -56,8 +56,9 @@ def evaluate(
         for name, path in (("calibration", calibration), ("label_errors", label_errors)):
             if path is not None:
                 check_picture(path, name)
+    from fastcifar.data.folder import load_val_and_test, official_test_set
     from fastcifar.inference.classifier import load_classifier
-    from fastcifar.inference.evaluation import evaluate_split, load_official_images
+    from fastcifar.inference.evaluation import evaluate_split
     from fastcifar.results.records import as_plain
     from fastcifar.terminal import show_evaluation
 
@@ -69,7 +70,7 @@ def evaluate(
     if calibration is not None:
         write_picture(calibration, draw_calibration(evaluation.calibration, title=title))
     if label_errors is not None:
-        images = load_official_images(data_dir)
+        images, _ = official_test_set(*load_val_and_test(data_dir))
         write_picture(label_errors, draw_label_errors(images, evaluation.label_errors, title=title))
     if as_json:
         click.echo(json.dumps(as_plain(evaluation), indent=2))

@@ -15,7 +15,7 @@ from fastcifar.data import beton, cifar10
 from fastcifar.data.beton import remedy
 from fastcifar.data.cifar10 import SPLITS, Images, Labels, SplitName
 from fastcifar.errors import FastcifarError
-from fastcifar.files import read_json
+from fastcifar.files import read_json, reading
 
 MANIFEST = "manifest.json"
 MANIFEST_FORMAT = 1  # of the manifest
@@ -33,12 +33,8 @@ def is_untouched(data_dir: Path) -> bool:
     Raises:
         FastcifarError: the folder cannot be read.
     """
-    try:
-        return all(path.name == STAGING for path in data_dir.iterdir())
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        raise FastcifarError(f"cannot read {data_dir}: {error.strerror}") from error
+    with reading(data_dir):
+        return not data_dir.exists() or all(path.name == STAGING for path in data_dir.iterdir())
 
 
 def beton_path(data_dir: Path, split: SplitName) -> Path:
@@ -84,19 +80,19 @@ def load_val_and_test(data_dir: Path) -> tuple[Split, Split]:
     Raises:
         FastcifarError: a file or the manifest is missing, or differs from what `prepare` wrote.
     """
-    manifest = _read_manifest(data_dir)
+    manifest, num_train = _read_manifest(data_dir), cifar10.SPEC.num_train
     is_val = _unpack_mask(manifest["val_mask"])
-    halves = _read_split(data_dir, "val", manifest), _read_split(data_dir, "test", manifest)
-    # The positions are checked by rebuilding the official test set, whose digest is known.
-    positions = np.flatnonzero(is_val), np.flatnonzero(~is_val)
-    images = np.empty((len(is_val), *halves[0][0].shape[1:]), np.uint8)
-    labels = np.empty(len(is_val), np.uint8)
-    for where, half in zip(positions, halves, strict=True):
-        images[where], labels[where] = half
-    if cifar10.content_digest(images, labels) != cifar10.SPEC.official_test_digest:
+    val = Split(*_read_split(data_dir, "val", manifest), num_train + np.flatnonzero(is_val))
+    test = Split(*_read_split(data_dir, "test", manifest), num_train + np.flatnonzero(~is_val))
+    if cifar10.content_digest(*official_test_set(val, test)) != cifar10.SPEC.official_test_digest:
         raise FastcifarError(f"{data_dir / MANIFEST} is damaged (val_mask): {remedy(data_dir)}")
-    val, test = (Split(*half, cifar10.SPEC.num_train + where) for where, half in zip(positions, halves, strict=True))
     return val, test
+
+
+def official_test_set(val: Split, test: Split) -> tuple[Images, Labels]:
+    """The images and labels of both splits in the official test set's order."""
+    order = np.argsort(np.concatenate([val.indices, test.indices]))
+    return np.concatenate([val.images, test.images])[order], np.concatenate([val.labels, test.labels])[order]
 
 
 def verify_data(data_dir: Path) -> None:

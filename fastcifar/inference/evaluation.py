@@ -3,11 +3,9 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from fastcifar.data import cifar10
-from fastcifar.data.cifar10 import Images
 from fastcifar.data.folder import load_val_and_test
 from fastcifar.errors import FastcifarError, counted
 from fastcifar.inference.classifier import Classifier, describe_model
@@ -131,17 +129,3 @@ def evaluate_split(
         calibration=calibrate(all_labels.numpy(), all_logits.numpy()),
         label_errors=tuple(replace(error, image=positions[error.image]) for error in errors),
     )
-
-
-def load_official_images(data_dir: Path) -> Images:
-    """The images of the official test set in its order, `(10000, 32, 32, 3)` uint8.
-
-    Args:
-        data_dir: a folder that `prepare` filled.
-
-    Raises:
-        FastcifarError: the data is damaged.
-    """
-    val, test = load_val_and_test(data_dir)
-    order = np.argsort(np.concatenate([val.indices, test.indices]))
-    return np.concatenate([val.images, test.images])[order]
