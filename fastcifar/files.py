@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,18 +17,18 @@ from fastcifar.errors import FastcifarError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file under a temporary name in the same folder; rename it once it is complete and synced.
+    """Write a file or a folder under a temporary name beside it; rename it once it is complete and synced.
 
     At any moment `path` holds its former content or all of the new content. Parent folders are created.
 
     Args:
-        path: the file to create or replace.
+        path: the file to create or replace, or the folder to create.
 
     Yields:
         The temporary path to write to.
 
     Raises:
-        FastcifarError: the file cannot be written.
+        FastcifarError: the path cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path):
@@ -38,8 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.replace(path)
             sync_folder(path.parent)
         finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            remove_leftover(temporary)
 
 
 @contextlib.contextmanager
@@ -84,8 +84,15 @@ def locked(folder: Path, message: str) -> Iterator[None]:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether it is a temporary file that `replacing` left in a killed process."""
+    """Whether it is a temporary file or folder that `replacing` left in a killed process."""
     return re.fullmatch(r"\..+\.[0-9]+\.tmp", path.name) is not None
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove a temporary file or folder, if it exists and can be removed."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def default_cache_dir() -> Path:

@@ -29,6 +29,18 @@ def test_a_failure_keeps_the_former_file_and_no_other(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_failure_leaves_no_half_folder(tmp_path: Path) -> None:
+    def fail_half_way() -> None:
+        with replacing(tmp_path / "x") as temporary:
+            temporary.mkdir()
+            (temporary / "half").touch()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail_half_way()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "x"

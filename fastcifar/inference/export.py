@@ -4,7 +4,6 @@ Each file is read back before it is renamed into place, and must classify the ru
 """
 
 import io
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -105,15 +104,11 @@ def export_model(run_dir: Path, format: str, out: Path | None = None) -> Path:  
     images = torch.from_numpy(tested.images)
     expected = _logits(model, images)
     with replacing(out) as temporary:
-        try:
-            written = _WRITERS[format](temporary, model, classifier)
-            _check_alike(out, _logits(written, images), expected)
-            if format == "safetensors":
-                num_correct = int((expected.argmax(1).numpy() == tested.labels).sum())
-                write_card(temporary, classifier.settings, read_results(run_dir), num_correct, len(images))
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        written = _WRITERS[format](temporary, model, classifier)
+        _check_alike(out, _logits(written, images), expected)
+        if format == "safetensors":
+            num_correct = int((expected.argmax(1).numpy() == tested.labels).sum())
+            write_card(temporary, classifier.settings, read_results(run_dir), num_correct, len(images))
     return out
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcifar.errors import FastcifarError
-from fastcifar.files import is_leftover, locked, read_text, reading, writing
+from fastcifar.files import is_leftover, locked, read_text, reading, remove_leftover, writing
 from fastcifar.results.records import (
     CONFIG_FILE,
     LAST_FILE,
@@ -102,7 +102,7 @@ def _remove_leftovers(run_dir: Path) -> None:
         for folder in (run_dir, run_dir / "charts"):
             for path in folder.iterdir() if folder.exists() else ():
                 if is_leftover(path):
-                    path.unlink()
+                    remove_leftover(path)
 
 
 @dataclass(frozen=True)
