@@ -15,7 +15,7 @@ from fastcifar.kernels.gather_numba import augment_into
 from fastcifar.pipeline.augment import (
     NUM_LEVELS,
     AugmentParams,
-    _rotation_table_on,
+    _rotation_table,
     affine_coeffs,
     choose_subset,
     crop_flip_rotate,
@@ -107,9 +107,9 @@ def test_golden_draws() -> None:
 
 
 def test_the_table_of_angles_is_copied_to_a_device_once() -> None:
-    table = _rotation_table_on(15, torch.device("cpu"))
+    table = _rotation_table(15)
     assert table.shape == (NUM_LEVELS, 6)
-    assert _rotation_table_on(15, torch.device("cpu")) is table
+    assert _rotation_table(15) is table
 
 
 def test_draws_do_not_depend_on_how_indices_are_split() -> None:

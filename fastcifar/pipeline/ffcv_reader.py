@@ -79,6 +79,7 @@ class _Epoch(EpochIterator):  # type: ignore[misc]
             super().run()
         except BaseException as error:
             self.error = error
+            self.output_queue.put(None)  # the end, as after the last batch
 
     def stop(self) -> None:
         self.iter_ixes = iter(())  # FFCV checks its stop flag only when the queue is full
@@ -136,24 +137,13 @@ class FfcvStream:
             batches = _Epoch(self._loader, positions.astype(np.uint64))
         try:
             with ffcv_side_effects_undone():  # the thread sets torch's count as it starts, before its first batch
-                batch = self._take(batches)
+                batch = next(batches, None)
             while batch is not None:
-                yield batch
-                batch = self._take(batches)
+                images, labels = batch
+                yield images, labels[:, 0]
+                batch = next(batches, None)
+            if batches.error is not None:
+                message = f"reading {self._loader.fname} failed: {batches.error!r}"
+                raise FastcifarError(message) from batches.error
         finally:
             batches.stop()
-
-    def _take(self, batches: _Epoch) -> tuple[NDArray[np.uint8], NDArray[np.int64]] | None:
-        """The next batch, or None at the end."""
-        while True:
-            try:
-                item = batches.output_queue.get(timeout=0.1)
-            except queue.Empty:
-                if batches.error is not None:
-                    message = f"reading {self._loader.fname} failed: {batches.error!r}"
-                    raise FastcifarError(message) from batches.error
-                continue
-            if item is None:
-                return None
-            images, labels = item[1]
-            return images, labels[:, 0]
