@@ -100,7 +100,7 @@ class RunView(Callback):
         self._epoch_start, self._rate, self._finished = perf_counter(), None, list(finished)
 
     def on_step_end(self, epoch: int, step: int) -> None:
-        """A step was issued; both count from 0."""
+        """A step is finished; both numbers count from 0."""
         self._rate = (step + 1) * self._batch_size / (perf_counter() - self._epoch_start)
         self._move(epoch, epoch * self._num_steps + step + 1)
 

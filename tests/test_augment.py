@@ -106,7 +106,7 @@ def test_golden_draws() -> None:
     assert choose_subset(torch.arange(50_000), 4).tolist() == [4562, 15889, 27764, 45003]
 
 
-def test_the_table_of_angles_is_copied_to_a_device_once() -> None:
+def test_the_table_of_angles_is_computed_once() -> None:
     table = _rotation_table(15)
     assert table.shape == (NUM_LEVELS, 6)
     assert _rotation_table(15) is table
