@@ -24,8 +24,8 @@ def test_curves_show_the_metrics_from_epoch_one(num_epochs: int) -> None:
 
 def test_curves_mark_the_first_best_epoch() -> None:
     figure = draw_curves(build_metrics(20), title="")
-    (best,) = lines_of(figure, "best")
-    assert (np.asarray(best.get_xdata()).tolist(), np.asarray(best.get_ydata()).tolist()) == ([5], [0.44])
+    (best,) = (drawn for drawn in figure.axes[2].collections if drawn.get_gid() == "best")
+    assert np.asarray(best.get_offsets()).tolist() == [[5, 0.44]]
     assert "Best validation accuracy 44.00%, epoch 5" in texts(figure)
     assert figure.axes[2].get_title("right") == "best 44.00%, epoch 5"
 

@@ -21,6 +21,7 @@ from fastcifar.results.style import (
     MUTED,
     VERMILLION,
     WIDTH,
+    add_axes,
     add_caption,
     add_text,
     build_figure,
@@ -84,18 +85,8 @@ def draw_curves(metrics: Sequence[EpochMetrics], *, title: str) -> Figure:
                 each.axvline(best_epoch, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)), zorder=1)
             if name == "accuracy":
                 axes.set_title(f"best {best_accuracy:.2%}, epoch {best_epoch:.0f}", loc="right", fontsize=8.5)
-                axes.plot(
-                    best_epoch,
-                    best_accuracy,
-                    "o",
-                    markersize=8,
-                    markerfacecolor="none",
-                    markeredgecolor=INK,
-                    markeredgewidth=1.2,
-                    zorder=4,
-                    clip_on=False,
-                    gid="best",
-                )
+                circle: dict[str, Any] = {"facecolor": "none", "edgecolor": INK, "linewidth": 1.2, "clip_on": False}
+                axes.scatter(best_epoch, best_accuracy, s=64, zorder=4, gid="best", **circle)
         add_caption(
             figure,
             "Training is measured on augmented images while the weights still change, validation on "
@@ -158,26 +149,16 @@ def _columns(metrics: Sequence[EpochMetrics]) -> dict[str, Column]:
 
 def _add_panels(figure: Figure, columns: Sequence[Mapping[str, Column]], *, peak: str) -> list[tuple[str, Axes, Axes]]:
     """Axes for the loss and the accuracy, each above axes for the learning rate, whose peak is labelled `peak`."""
-    height = figure.get_figheight()
-    grid = figure.add_gridspec(
-        2,
-        2,
-        height_ratios=(5, 1),
-        hspace=0.14,
-        wspace=0.53,
-        left=0.068,
-        right=0.894,
-        bottom=1 - 3.776 / height,
-        top=1 - 0.974 / height,
-    )
     first = min(float(column["epoch"][0]) for column in columns)
     last = max(float(column["epoch"][-1]) for column in columns)
     panels = []
     for panel, name in enumerate(("loss", "accuracy")):
-        axes = figure.add_subplot(grid[0, panel])
+        left, width = 0.54 + 4 * panel, 2.61  # inches
+        axes = add_axes(figure, left, 0.97, width, 2.18)
         axes.set_title(name.capitalize())
         axes.tick_params(labelbottom=False)
-        strip = figure.add_subplot(grid[1, panel], sharex=axes)
+        strip = add_axes(figure, left, 3.34, width, 0.44)
+        strip.sharex(axes)
         strip.set_ylim(0, 1.15)
         strip.set_yticks([0, 1], labels=["0", peak])
         _write_beside(strip, 1.035, 0.5, "learning\nrate", color=MUTED)
@@ -213,7 +194,7 @@ def _label_ends(axes: Axes, name: str, columns: Sequence[Mapping[str, Column]]) 
     left, right = axes.get_xlim()
     values = [column[f"val_{name}"][-1] for column in columns]
     heights = _heights(axes, values)
-    label_heights = _spread(heights, gap=0.058)
+    label_heights = _spread(heights, gap=0.06)
     for position, column in enumerate(columns):
         end = (column["epoch"][-1] - left) / (right - left)
         height, label_height = heights[position], label_heights[position]
