@@ -89,7 +89,7 @@ def _plot_bars(axes: Axes, top: "Sequence[Guess]", position: int) -> None:
     ranks = range(len(top))
     axes.set(xlim=(0, 1), ylim=(len(top) - 0.5, -0.5), xticks=[])
     axes.spines[:].set_visible(False)
-    axes.set_yticks(ranks, [guess.class_name for guess in top], fontsize=8.5)
+    axes.set_yticks(ranks, [guess.class_name for guess in top], fontsize=8.5, va="center")
     axes.tick_params(axis="y", pad=6)
     tracks = axes.barh(ranks, 1, height=0.42, color=GRID)
     probabilities = [f"{guess.probability:.1%}" for guess in top]

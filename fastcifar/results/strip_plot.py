@@ -99,8 +99,8 @@ def _title(groups: Sequence[Repeats]) -> str:
 
 def _plot(axes: Axes, groups: Sequence[Repeats], measure: str) -> None:
     _set_range(axes, groups, measure)
-    names = [shorten(one_line(group.name), 18) for group in groups]
-    axes.set_yticks(range(len(groups)), names, fontsize=8.5, color=INK)
+    names = [shorten(one_line(group.name), 16) for group in groups]
+    axes.set_yticks(range(len(groups)), names, fontsize=8.5, color=INK, va="center")
     axes.tick_params(axis="y", pad=8)
     beside = axes.get_yaxis_transform()  # from fractions of the width and row numbers
     for row, (group, color) in enumerate(zip(groups, _COLORS, strict=False)):
