@@ -68,7 +68,7 @@ class FastCifar(Contender):
         self._loader: Loader
         if loader == "streamed":
             path = beton_path(data_dir, "train")
-            self._loader = StreamedLoader(path, indices, EpochPlanner(indices, recipe), device, num_workers)
+            self._loader = StreamedLoader(path, EpochPlanner(indices, recipe), device, num_workers)
         else:
             images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels).long()
             planner = EpochPlanner(indices.to(device), recipe)

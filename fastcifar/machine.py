@@ -43,8 +43,7 @@ def free_memory() -> int:
     Raises:
         OSError: the system does not report it.
     """
-    lines = (_PROC / "meminfo").read_text(encoding="utf-8").splitlines()
-    free = [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    free = [1024 * number for number in _numbers(_PROC, "meminfo:MemAvailable:")]
     version_2 = ("memory.max", "memory.current", "memory.stat:inactive_file")
     version_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat:total_inactive_file")
     for limit, used, cached in _cgroup_limits("memory", version_2, version_1):

@@ -121,7 +121,7 @@ def test_loaders_give_a_ranks_share(kind: str, tiny_data: Path) -> None:
     planner = EpochPlanner(indices, replace(get_recipe("sgd92"), global_batch_size=12), World(rank=2, size=3))
     loader: Loader = ResidentLoader(images, labels.long(), planner)
     if kind == "streamed":
-        loader = StreamedLoader(tiny_data / "train.beton", indices, planner, torch.device("cpu"), num_workers=1)
+        loader = StreamedLoader(tiny_data / "train.beton", planner, torch.device("cpu"), num_workers=1)
     order = draw_order(42, 1, indices)
     coeffs = affine_coeffs(sample_augmentation(42, 1, order, padding=4, max_angle_deg=15))
     found = read_epoch(loader, 1)

@@ -38,7 +38,7 @@ def build_resident(planner: EpochPlanner) -> ResidentLoader:
 
 
 def build_streamed(data: Path, planner: EpochPlanner, device: torch.device = CPU) -> StreamedLoader:
-    return StreamedLoader(data / "train.beton", planner.indices, planner, device, num_workers=2)
+    return StreamedLoader(data / "train.beton", planner, device, num_workers=2)
 
 
 def test_an_epoch_is_the_drawn_order_and_augmentation() -> None:

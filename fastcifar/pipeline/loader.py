@@ -132,21 +132,18 @@ class StreamedLoader:
     Two batches are on the device: one for the current step, one that is being copied.
 
     Args:
-        path: a validated file.
-        positions: `(N,)` int64, which images of the file to train on.
-        planner: for those N images, on the CPU.
+        path: the validated file of the training set, where an image's position is its global sample index.
+        planner: on the CPU.
         device: the device of the batches.
         num_workers: FFCV's threads.
     """
 
     reads_ahead = False
 
-    def __init__(
-        self, path: Path, positions: Tensor, planner: EpochPlanner, device: torch.device, num_workers: int
-    ) -> None:
+    def __init__(self, path: Path, planner: EpochPlanner, device: torch.device, num_workers: int) -> None:
         from fastcifar.pipeline.ffcv_reader import FfcvStream  # FFCV takes seconds to import
 
-        self._positions, self._planner, self._device = positions, planner, device
+        self._planner, self._device = planner, device
         self._stream = FfcvStream(path, planner.rank_batch_size, num_workers)
         self.num_steps = planner.num_steps
         shape = (_NUM_SLOTS, planner.rank_batch_size)
@@ -156,7 +153,7 @@ class StreamedLoader:
     def epoch(self, epoch: int) -> Steps:
         """The steps of an epoch. Closing it early also ends FFCV's threads."""
         order, coeffs = self._planner.plan(epoch)
-        with contextlib.closing(self._stream.epoch(self._positions[order].numpy(), coeffs.numpy())) as batches:
+        with contextlib.closing(self._stream.epoch(self._planner.indices[order].numpy(), coeffs.numpy())) as batches:
             if self._device.type == "cuda":
                 yield from self._copy_to_cuda(batches)
             else:
@@ -248,12 +245,11 @@ def build_loader(
         FastcifarError: the data is missing or damaged.
     """
     split = load_train(data_dir)
-    indices = torch.from_numpy(split.indices)
-    chosen = choose_subset(indices, num_images)
-    is_streamed = kind == "streamed"
-    planner = EpochPlanner(indices[chosen].to("cpu" if is_streamed else device), recipe, world)
-    if is_streamed:
-        return StreamedLoader(beton_path(data_dir, "train"), chosen, planner, device, num_workers)
+    chosen = choose_subset(torch.from_numpy(split.indices), num_images)  # these are the global indices themselves
+    if kind == "streamed":
+        planner = EpochPlanner(chosen, recipe, world)
+        return StreamedLoader(beton_path(data_dir, "train"), planner, device, num_workers)
+    planner = EpochPlanner(chosen.to(device), recipe, world)
     images = torch.from_numpy(split.images)[chosen].to(device)
     labels = torch.from_numpy(split.labels)[chosen].long().to(device)
     return ResidentLoader(images, labels, planner)
