@@ -18,7 +18,7 @@ from fastcifar.errors import FastcifarError
 from fastcifar.files import read_json, reading
 
 MANIFEST = "manifest.json"
-MANIFEST_FORMAT = 1  # of the manifest
+MANIFEST_FORMAT = 1
 STAGING = ".preparing"
 
 

@@ -173,24 +173,19 @@ class StreamedLoader:
         The copies run on their own stream. A pinned slot is refilled once it was copied, a slot on the device once the
         step that reads it is finished.
         """
-        pinned = [
-            (
-                torch.empty_like(images, device="cpu", pin_memory=True),
-                torch.empty_like(labels, device="cpu", pin_memory=True),
-            )
-            for images, labels in zip(self._images, self._labels, strict=True)
-        ]
+        slots = list(zip(self._images, self._labels, strict=True))
+        pinned = [[torch.empty_like(values, device="cpu", pin_memory=True) for values in slot] for slot in slots]
         copied, trained = ([torch.cuda.Event() for _ in range(_NUM_SLOTS)] for _ in range(2))
         training_stream, copy_stream = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
         copy_stream.wait_stream(training_stream)  # the previous epoch may still read the slots
-        for step, (images, labels) in enumerate(batches):
+        for step, batch in enumerate(batches):
             slot = step % _NUM_SLOTS
             copied[slot].synchronize()
-            for staging, values in zip(pinned[slot], (images, labels), strict=True):
+            for staging, values in zip(pinned[slot], batch, strict=True):
                 staging.copy_(torch.from_numpy(values))
             with torch.cuda.stream(copy_stream):
                 copy_stream.wait_event(trained[slot])
-                for target, staging in zip((self._images[slot], self._labels[slot]), pinned[slot], strict=True):
+                for target, staging in zip(slots[slot], pinned[slot], strict=True):
                     target.copy_(staging, non_blocking=True)
                 copied[slot].record(copy_stream)
             training_stream.wait_event(copied[slot])
