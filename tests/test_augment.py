@@ -15,7 +15,7 @@ from fastcifar.kernels.gather_numba import augment_into
 from fastcifar.pipeline.augment import (
     NUM_LEVELS,
     AugmentParams,
-    _rotation_table,
+    _rotation_table_on,
     affine_coeffs,
     choose_subset,
     crop_flip_rotate,
@@ -106,10 +106,10 @@ def test_golden_draws() -> None:
     assert choose_subset(torch.arange(50_000), 4).tolist() == [4562, 15889, 27764, 45003]
 
 
-def test_the_table_of_angles_is_computed_once() -> None:
-    table = _rotation_table(15)
+def test_the_table_of_angles_is_copied_to_a_device_once() -> None:
+    table = _rotation_table_on(15, torch.device("meta"))
     assert table.shape == (NUM_LEVELS, 6)
-    assert _rotation_table(15) is table
+    assert _rotation_table_on(15, torch.device("meta")) is table
 
 
 def test_draws_do_not_depend_on_how_indices_are_split() -> None:
