@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcifar.errors import FastcifarError, reason
-from fastcifar.machine import count_cpus, describe_cpu, free_memory
+from fastcifar.machine import count_cpus, describe_cpu, find_compiler, free_memory
 
 _MIN_TORCH = (2, 11)
 _MIN_FREE_GIB = 3  # a training at batch size 128 takes half of it on a CPU
@@ -111,8 +111,6 @@ def _check_device() -> tuple[str, str]:
 
 
 def _check_compiler() -> tuple[str, str]:
-    from fastcifar.machine import find_compiler
-
     if command := find_compiler():
         return shlex.join(command), ""
     return "none for C++, which torch.compile and fast convolutions on a CPU need", "apt install g++"

@@ -61,3 +61,7 @@ def test_a_seed_that_diverges_is_kept_and_not_tried_again(
         assert "the statistics cover the finished seeds only: 1 of 2" in out
     assert len(steps) == 2  # one step of either seed
     assert [run.state for run in read_repeats(Path("runs/adam89-seeds")).runs] == ["diverged", "finished"]
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    code, _, err = call(monkeypatch, capsys, *command, "--quiet")
+    assert (code, err.count("\n")) == (0, 1)
+    assert err.startswith("note: SLURM_NTASKS is 4, but without torchrun ")
