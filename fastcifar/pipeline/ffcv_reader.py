@@ -111,7 +111,6 @@ class FfcvStream:
                 pipelines={"image": [SimpleRGBImageDecoder(), self._augment], "label": [IntDecoder()]},
                 drop_last=True,
             )
-        self._batch_size = batch_size
 
     def epoch(
         self, positions: NDArray[np.int64], coeffs: NDArray[np.int32]
@@ -129,7 +128,7 @@ class FfcvStream:
             FastcifarError: the reading thread failed.
         """
         assert len(positions) == len(coeffs)
-        assert len(positions) % self._batch_size == 0
+        assert len(positions) % self._loader.batch_size == 0
         row_of = np.full(self._loader.reader.num_samples, -1, np.int64)
         row_of[positions] = np.arange(len(positions))
         self._augment.row_of, self._augment.coeffs = row_of, coeffs
