@@ -54,7 +54,7 @@ def train(
     from fastcifar.training.run import resume_training, train_model
     from fastcifar.training.settings import resolve_settings
 
-    with _shown(log, quiet=quiet) as callback:
+    with _progress(log, quiet=quiet) as callback:
         if run_dir is not None:
             run_dir = run_dir.parent if run_dir.name == LAST_FILE and run_dir.is_file() else run_dir
             settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, callback)
@@ -72,7 +72,7 @@ def train(
 
 
 @contextlib.contextmanager
-def _shown(log: str | None, *, quiet: bool) -> Iterator["Callback"]:
+def _progress(log: str | None, *, quiet: bool) -> Iterator["Callback"]:
     """Show the progress of runs, on rank 0 only; `log` names a logger that is called too."""
     from fastcifar.distributed import launcher_hint, world_from_env
     from fastcifar.terminal import RunView
@@ -184,7 +184,7 @@ def repeat(
         from fastcifar.training.repeat import train_seeds
         from fastcifar.training.settings import resolve_settings
 
-        with _shown(log, quiet=quiet) as callback:
+        with _progress(log, quiet=quiet) as callback:
             for folder, name in zip(folders, recipe_names, strict=True):
                 settings = resolve_settings(get_recipe(name), **choices)
                 first = settings.recipe.seed
