@@ -64,6 +64,20 @@ def test_the_summary_of_a_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("choices", "command"),
+    [
+        ({"seed": 7}, "--seed 8  # another seed"),
+        ({"seed": 41}, " # another seed"),  # the recipe's own
+        ({"seed": 7, "epochs": 2}, "--seed 7  # the full recipe"),
+    ],
+)
+def test_the_next_command_names_a_seed_once(
+    capsys: pytest.CaptureFixture[str], choices: dict[str, int], command: str
+) -> None:
+    assert summarise(capsys, **choices)[-1] == f"          fastcifar train --recipe adam89 {command}"
+
+
 @pytest.mark.parametrize("config", [{"epochs": 2}, {"num_train_images": 1000}])
 def test_the_summary_of_a_short_run(capsys: pytest.CaptureFixture[str], config: dict[str, int]) -> None:
     lines = summarise(capsys, "my runs/x", **config)

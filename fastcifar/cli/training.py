@@ -92,7 +92,7 @@ def _progress(log: str | None, *, quiet: bool) -> Iterator["Callback"]:
 
 
 def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
-    """The command that trains a whole run of a recipe with a run's settings."""
+    """The command that trains a whole run of a recipe with a run's settings except its seed."""
     import torch
 
     from fastcifar.distributed import world_from_env
@@ -110,7 +110,7 @@ def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
     usual = resolve_settings(recipe, global_batch_size=settings.recipe.global_batch_size).as_config()
     if settings.recipe.global_batch_size != recipe.global_batch_size:
         words += ["--batch-size", str(settings.recipe.global_batch_size)]
-    for name in ("seed", "device", "loader", "precision"):
+    for name in ("device", "loader", "precision"):
         if config[name] != usual[name]:
             words += [f"--{name}", str(config[name])]
     convolution = option_of(settings.convolution, torch.device(settings.device), settings.precision)
