@@ -73,7 +73,7 @@ def test_the_summary_of_a_whole_run(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_the_next_command_names_a_seed_once(
-    capsys: pytest.CaptureFixture[str], choices: dict[str, int], command: str
+    capsys: pytest.CaptureFixture[str], choices: dict[str, Any], command: str
 ) -> None:
     assert summarise(capsys, **choices)[-1] == f"          fastcifar train --recipe adam89 {command}"
 
