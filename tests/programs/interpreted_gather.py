@@ -81,6 +81,7 @@ def build_call(source: str, kernels: dict[str, Any]) -> Callable[[None, list[Ten
         "reinterpret_tensor": torch.as_strided,
         "copy_if_misaligned": lambda tensor: tensor,
         "raw_stream0": 0,
+        "get_raw_stream": int,  # torch 2.11
     } | {name: Launcher(kernel) for name, kernel in kernels.items()}
     exec(body, namespace)
     call: Callable[[None, list[Tensor]], list[Tensor]] = namespace["call"]
