@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-NUM_ROUNDS, MIN_STEPS = (
-    3,
-    2,
-)  # the least for a valid measurement: interleaved rounds, and timed steps of each contender per round
+# The least for a valid measurement: interleaved rounds, and timed steps of each contender per round.
+NUM_ROUNDS, MIN_STEPS = 3, 2
 USUAL_S = 300.0
 _MAX_STEPS = 50
 _BUILD_S = 8.0  # for a contender's process, imports and data

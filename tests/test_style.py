@@ -65,9 +65,8 @@ def test_the_users_own_settings_change_nothing() -> None:
     expected = draw()
     with matplotlib.rc_context():
         for name, value in SETTINGS.items():
-            dict.update(
-                matplotlib.rcParams, {name: value}
-            )  # unchecked, like the values of a matplotlibrc of another version
+            # Unchecked, like the values of a matplotlibrc of another version.
+            dict.update(matplotlib.rcParams, {name: value})
         before = dict(matplotlib.rcParams)
         assert draw() == expected
         assert dict(matplotlib.rcParams) == before

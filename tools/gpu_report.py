@@ -159,10 +159,8 @@ def profile(campaign: Campaign) -> Measurements:
         from torch.profiler import ProfilerActivity
         from torch.profiler import profile as profiled
 
-        trainer, loader = (
-            campaign.trainer("sgd92", campaign.batch_size),
-            campaign.loader(campaign.batch_size, campaign.device),
-        )
+        trainer = campaign.trainer("sgd92", campaign.batch_size)
+        loader = campaign.loader(campaign.batch_size, campaign.device)
         if campaign.is_cuda:
             trainer.warm_up(loader)
         trainer.begin_epoch()
@@ -187,16 +185,8 @@ def profile(campaign: Campaign) -> Measurements:
         if shutil.which("ncu") is None or not campaign.is_cuda:
             return {"not done": "ncu, or the GPU, is not there"}
         metrics = "lts__t_sector_hit_rate.pct,dram__bytes.sum"
-        command = [
-            "ncu",
-            "--csv",
-            "--metrics",
-            metrics,
-            "--kernel-name",
-            "regex:batch_norm|_statistics|_apply",
-            "--launch-count",
-            "200",
-        ]
+        names = "regex:batch_norm|_statistics|_apply"
+        command = ["ncu", "--csv", "--metrics", metrics, "--kernel-name", names, "--launch-count", "200"]
         with tempfile.TemporaryDirectory() as folder:
             command += [sys.executable, __file__, "--out", folder, "--data", str(campaign.data_dir), "--stage", "steps"]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)

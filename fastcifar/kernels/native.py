@@ -93,9 +93,7 @@ def _locked_cache() -> Iterator[Path]:
         raise PermissionError(f"{folder} is not this user's alone")
     descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        with contextlib.suppress(
-            OSError
-        ):  # some network file systems have no locks; then several processes compile the same
+        with contextlib.suppress(OSError):  # no locks, as on some network file systems: then each process compiles
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield folder
     finally:

@@ -74,9 +74,8 @@ class _Conv3x3(nn.Conv2d):
     """A convolution that uses Winograd's algorithm by a table; its parameter is the original's."""
 
     def __init__(self, original: nn.Conv2d, table: dict[str, str]) -> None:
-        super().__init__(
-            original.in_channels, original.out_channels, 3, padding=1, bias=False, device="meta"
-        )  # not drawn: the generator's state stays
+        # On "meta" no weight is drawn, so the generator's state stays.
+        super().__init__(original.in_channels, original.out_channels, 3, padding=1, bias=False, device="meta")
         self.weight = original.weight
         self._table = table
 

@@ -69,9 +69,8 @@ class Trainer:
         self.model = build_model(recipe.seed).to(memory_format=torch.channels_last).to(device)
         use_convolution(self.model, convolution)
         if sync_bn and world.size > 1:
-            nn.SyncBatchNorm.convert_sync_batchnorm(
-                self.model
-            )  # in place, because the model is not itself a batch norm
+            # In place, because the model is not itself a batch norm.
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         world.broadcast_tensors(self.model.state_dict().values())
         self.mean = torch.tensor(recipe.mean, device=device)
         self.std = torch.tensor(recipe.std, device=device)

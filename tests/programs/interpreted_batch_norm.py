@@ -16,10 +16,8 @@ from support.batch_norm_errors import errors
 from fastcifar.kernels import batch_norm_triton
 
 vars(batch_norm_triton)["wrap_triton"] = lambda kernel: kernel  # torch 2.11's only accepts compiled kernels
-batch_norm_triton._MAX_PARTIALS, batch_norm_triton._MAX_PROGRAMS = (
-    4,
-    8,
-)  # so that few rows give several tiles per program
+# So that few rows give several tiles per program.
+batch_norm_triton._MAX_PARTIALS, batch_norm_triton._MAX_PROGRAMS = 4, 8
 SMALL = (2, 3, 3, 5)  # one block that is not full
 LARGE = (5, 40, 13, 17)  # three partials of three tiles each, two channel blocks that are not full
 ALL = list(itertools.product((False, True), repeat=3))  # residual, ReLU, more gradients
