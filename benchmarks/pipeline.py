@@ -30,7 +30,6 @@ from fastcifar.data.folder import Split, beton_path
 from fastcifar.kernels.gather import gather_augmented, normalise
 from fastcifar.kernels.gather_numba import augment_into
 from fastcifar.pipeline.augment import affine_coeffs, sample_augmentation
-from fastcifar.pipeline.ffcv_reader import FfcvStream
 from fastcifar.recipes import RECIPES
 
 _BYTES_PER_IMAGE = 3072 + 2 * 3072  # uint8 read, bf16 written
@@ -76,6 +75,8 @@ def build_pipelines(
     coeffs = affine_coeffs(sample_augmentation(42, 0, torch.from_numpy(split.indices).to(device)))
     order = torch.randperm(len(images), device=device)
     mean, std = torch.tensor(recipe.mean, device=device), torch.tensor(recipe.std, device=device)
+    from fastcifar.pipeline.ffcv_reader import FfcvStream  # FFCV may be missing
+
     numpy_images, numpy_geometry = split.images, coeffs.cpu().numpy()
     buffer = np.empty((batch_size, 32, 32, 3), np.uint8)
     stream = FfcvStream(beton_path(data_dir, "train"), batch_size, num_workers)

@@ -25,7 +25,6 @@ from fastcifar.pipeline.augment import affine_coeffs, draw_order, sample_augment
 from fastcifar.pipeline.loader import EpochPlanner, Loader, ResidentLoader, StreamedLoader
 from fastcifar.recipes import get_recipe
 from fastcifar.results.records import read_config, read_metrics
-from fastcifar.results.repeats import read_repeats
 from fastcifar.training.device import resolve_device
 from fastcifar.training.run import resume_training
 from fastcifar.training.settings import resolve_settings, restore_settings
@@ -156,6 +155,8 @@ def test_two_nodes_train_a_run(tiny_data: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_ranks_train_several_seeds(tiny_data: Path, tmp_path: Path) -> None:
     """A second call trains more seeds, and does not change finished ones."""
+    from fastcifar.results.repeats import read_repeats  # a GPU host may have no scipy
+
     command = [script("tiny_fastcifar"), "repeat", *TRAIN[1:], "--epochs", "1", "--out", "seeds"]
     for num_seeds, states in ((2, ["new"] * 2), (3, ["finished"] * 2 + ["new"])):
         output = finish(torchrun(2, *command, "--seeds", str(num_seeds), cwd=tmp_path))

@@ -15,6 +15,7 @@ from support.command_line import ENVIRONMENT, PROGRAMS
 
 from fastcifar.errors import Interrupted
 
+BARE_HOST = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([str(PROGRAMS / "bare_host"), ENVIRONMENT["PYTHONPATH"]])}
 TINY = ["--device", "cpu", "--images", "40", "--batch-size", "8", "--rounds", "1", "--epochs", "1", "--seeds", "1"]
 
 
@@ -32,10 +33,9 @@ def found(out: Path, stage: str) -> dict[str, Any]:
 
 
 def run_as_a_program(out: Path, data: Path, *, has_ffcv: bool, arguments: list[str]) -> None:
-    """In a separate process in which, with its child processes, FFCV cannot be imported, as on a bare GPU host."""
+    """In a separate process; without FFCV, it and its child processes cannot import scipy either."""
     command = [sys.executable, "-W", "ignore", str(PROGRAMS / "tiny_gpu_report.py"), "--out", str(out)]
-    paths = [ENVIRONMENT["PYTHONPATH"]] if has_ffcv else [str(PROGRAMS / "without_ffcv"), ENVIRONMENT["PYTHONPATH"]]
-    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(paths)}
+    environment = ENVIRONMENT if has_ffcv else BARE_HOST
     command += ["--data", str(data), *TINY, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -136,3 +136,10 @@ def test_it_runs_without_ffcv(tiny_data: Path, tmp_path: Path) -> None:
     losses = found(tmp_path, "steps")["steps"]
     assert isinstance(losses, list)
     assert len(losses) == 5
+
+
+def test_a_bare_host_finds_the_gpu_tests() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "-m", "gpu"]
+    done = subprocess.run(command, cwd=gpu_report.ROOT, env=BARE_HOST, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "test_trainer.py::test_a_captured_step" in done.stdout

@@ -19,7 +19,6 @@ from fastcifar.data.beton import write_beton
 from fastcifar.errors import FastcifarError
 from fastcifar.kernels import gather_numba
 from fastcifar.kernels.gather import gather_augmented
-from fastcifar.pipeline import ffcv_reader as ffcv_stream
 from fastcifar.pipeline.augment import affine_coeffs, choose_subset, crop_flip_rotate, draw_order, sample_augmentation
 from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader, StreamedLoader
 from fastcifar.recipes import get_recipe
@@ -81,7 +80,7 @@ def test_leaving_a_streamed_epoch_ends_its_thread_at_once(tmp_path: Path, monkey
         read.append(1)
         gather_numba.augment_into(*arguments)
 
-    monkeypatch.setattr(ffcv_stream, "augment_into", augment_into)
+    monkeypatch.setattr("fastcifar.pipeline.ffcv_reader.augment_into", augment_into)
     num_images = 2000
     images = np.zeros((num_images, 32, 32, 3), np.uint8)
     write_beton(tmp_path / "train.beton", images, np.zeros(num_images, np.uint8))
@@ -101,7 +100,7 @@ def test_a_failing_reader_is_an_error_not_a_hang(tiny_data: Path, monkeypatch: p
         raise RuntimeError("lost the disk")
 
     loader = build_streamed(tiny_data, build_planner())
-    monkeypatch.setattr(ffcv_stream, "augment_into", fail)
+    monkeypatch.setattr("fastcifar.pipeline.ffcv_reader.augment_into", fail)
     with pytest.raises(FastcifarError, match=r"reading .*train\.beton failed: RuntimeError\('lost the disk'\)"):
         read_epoch(loader, 0)
 
