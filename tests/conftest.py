@@ -1,3 +1,4 @@
+import importlib
 import os
 import shutil
 import signal
@@ -16,10 +17,17 @@ from fastcifar.data.prepare import prepare_data
 from fastcifar.errors import FastcifarError
 from fastcifar.results.records import Results
 
-try:
-    import scipy  # noqa: F401
-except ImportError:  # as on a bare GPU host
-    collect_ignore = ["test_repeat.py", "test_repeats.py", "test_seed_statistics.py"]
+# What a bare GPU host may lack, and the modules that cannot be collected without it.
+OPTIONAL = {
+    "hypothesis": ["test_containers.py"],
+    "scipy": ["test_repeat.py", "test_repeats.py", "test_seed_statistics.py"],
+}
+collect_ignore = []
+for package, modules in OPTIONAL.items():
+    try:
+        importlib.import_module(package)
+    except ImportError:
+        collect_ignore += modules
 
 # Workers share the CPUs: threads that wait for other threads on the same core take many times longer.
 NUM_THREADS = max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 from PIL import Image
 
 from fastcifar.data import cifar10
@@ -202,22 +201,3 @@ def gzip_of_zeros(num_mib: int, head: bytes = b"") -> bytes:
     one = zlib.compressobj(1, zlib.DEFLATED, -15)
     mib = one.compress(bytes(1 << 20)) + one.flush(zlib.Z_FULL_FLUSH)  # after a full flush, a block is independent
     return b"\x1f\x8b\x08" + bytes(7) + start + mib * num_mib
-
-
-def damaged(raw: bytes, data: st.DataObject) -> bytes:
-    """`raw` with a few bytes changed (mostly near its start or end), cut off, or inserted."""
-    array = bytearray(raw)
-    for _ in range(data.draw(st.integers(1, 4))):
-        size = len(array)
-        low, high = data.draw(st.sampled_from([(0, min(300, size)), (0, size), (size - 99, size)]))
-        position = data.draw(st.integers(max(low, 0), max(high - 1, 0)))
-        how = data.draw(st.sampled_from(["change", "cut", "insert", "delete"]))
-        if how == "change" and array:
-            array[position] = data.draw(st.integers(0, 255))
-        elif how == "cut":
-            del array[position:]
-        elif how == "insert":
-            array[position:position] = data.draw(st.binary(min_size=1, max_size=9))
-        else:
-            del array[position : position + data.draw(st.integers(1, 9))]
-    return bytes(array)
