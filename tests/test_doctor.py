@@ -62,6 +62,14 @@ def test_each_check_can_fail(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -
     assert all(check.remedy for check in checks.values() if not check.is_sound)
 
 
+def examine_elsewhere(script: str, data: Path) -> str:
+    """The report of a doctor that finds problems, in a process of its own."""
+    command = [sys.executable, "-c", script, str(data)]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "")
+    return done.stdout
+
+
 BROKEN = """
 import os, sys, builtins
 from pathlib import Path
@@ -78,13 +86,11 @@ cli.main()
 
 
 def test_a_package_that_cannot_be_imported_hides_no_other_check(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", BROKEN, str(tmp_path)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "")
-    reports = {line[9:21].strip(): line for line in done.stdout.splitlines() if line[:9].strip()}
+    report = examine_elsewhere(BROKEN, tmp_path)
+    reports = {line[9:21].strip(): line for line in report.splitlines() if line[:9].strip()}
     broken = [name for name, line in reports.items() if "(libcublas.so.12: cannot open shared object" in line]
     assert broken == ["torch", "device", "convolution", "FFCV"]
-    assert done.stdout.count("see torch\n") == 3
+    assert report.count("see torch\n") == 3
     assert list(reports)[-1] == "data"
 
 
@@ -98,11 +104,9 @@ cli.main()
 
 
 def test_torch_is_not_blamed_if_there_is_no_folder_for_temporary_files(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", NO_TEMP_FILES, str(tmp_path)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (2, "")
+    report = examine_elsewhere(NO_TEMP_FILES, tmp_path)
     problem = "cannot be used ([Errno 2] No usable temporary directory found in ['/nonexistent'])"
-    lines = done.stdout.splitlines()
+    lines = report.splitlines()
     affected = {line[9:21].strip(): below.strip() for line, below in pairwise(lines) if line.endswith(problem)}
     assert affected.pop("temp files") == "set TMPDIR to a folder that can be written"
     assert set(affected.values()) == {"see temp files"}

@@ -51,10 +51,11 @@ def train(
     from fastcifar.distributed import world_from_env
     from fastcifar.results.records import LAST_FILE
     from fastcifar.terminal import show_summary
-    from fastcifar.training.run import resume_training, train_model
-    from fastcifar.training.settings import resolve_settings
 
     with _progress(log, quiet=quiet) as callback:
+        from fastcifar.training.run import resume_training, train_model  # seconds, which the view bridges
+        from fastcifar.training.settings import resolve_settings
+
         if run_dir is not None:
             run_dir = run_dir.parent if run_dir.name == LAST_FILE and run_dir.is_file() else run_dir
             settings, results = resume_training(run_dir, data_dir if "data_dir" in given else None, callback)
@@ -181,10 +182,10 @@ def repeat(
     from fastcifar.distributed import world_from_env
 
     if recipe_names:
-        from fastcifar.training.repeat import train_seeds
-        from fastcifar.training.settings import resolve_settings
-
         with _progress(log, quiet=quiet) as callback:
+            from fastcifar.training.repeat import train_seeds
+            from fastcifar.training.settings import resolve_settings
+
             for folder, name in zip(folders, recipe_names, strict=True):
                 settings = resolve_settings(get_recipe(name), **choices)
                 first = settings.recipe.seed
