@@ -179,7 +179,7 @@ def print_table(columns: list[str], rows: list[list[str]], *, num_text_columns: 
                 out.print(f"  {column}".ljust(indent) + cell)
 
 
-def show_summary(recipe: Recipe, settings: "Settings", run_dir: Path, results: Results, *, again: str) -> None:
+def show_summary(recipe: Recipe, settings: "Settings", run_dir: Path, results: Results, *, again: str | None) -> None:
     """Print the summary of a finished run: its results, where its files are, and what to do next.
 
     Args:
@@ -187,7 +187,7 @@ def show_summary(recipe: Recipe, settings: "Settings", run_dir: Path, results: R
         settings: the run's settings.
         run_dir: the run directory.
         results: the run's results.
-        again: the command for a whole run with the recipe's seed.
+        again: the command for a whole run with the recipe's seed; None to suggest none.
     """
     out = plain_console()
     best, last = results.best, results.last
@@ -223,10 +223,10 @@ def show_summary(recipe: Recipe, settings: "Settings", run_dir: Path, results: R
         f"fastcifar evaluate {where}": "scores of each class",
         f"fastcifar predict {where} PICTURE": "classify your own picture",
     }
-    seed = settings.recipe.seed if is_short else settings.recipe.seed + 1
-    if seed != recipe.seed:
-        again += f" --seed {seed}"
-    commands[again] = "the full recipe" if is_short else "another seed"
+    if again is not None:
+        seed = settings.recipe.seed if is_short else settings.recipe.seed + 1
+        again += "" if seed == recipe.seed else f" --seed {seed}"
+        commands[again] = "the full recipe" if is_short else "another seed"
     for position, (command, purpose) in enumerate(commands.items()):
         line = f"{'' if position else 'next':<10}{command}"
         out.print(f"{line}  # {purpose}" if len(line) + len(purpose) + 4 <= out.width else line)

@@ -19,12 +19,10 @@ from support.published import MyResnet
 from support.training_runs import interrupt
 
 from fastcifar import cli
+from fastcifar.cli.training import command_of_whole_run, train
 from fastcifar.data.folder import load_val_and_test
 from fastcifar.training.checkpoint import load_checkpoint
-from fastcifar.training.device import is_bf16_fast
 from fastcifar.training.evaluate import compute_logits, loss_and_accuracy
-
-CPU = torch.device("cpu")
 
 
 def test_help_is_quick_and_names_the_commands() -> None:
@@ -198,11 +196,8 @@ def test_from_nothing_to_a_trained_model(
     lines = out.splitlines()
     assert [line.split("  ")[0] for line in lines if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
     assert any(line.startswith("This was a short run: 2 of 55 epochs, 40 of 40 training images.") for line in lines)
-    device = " --device cpu" if torch.cuda.is_available() else ""  # what auto takes anyway is left out
-    precision = " --precision fp32" if is_bf16_fast(CPU) else ""
-    assert (
-        lines[-1] == f"          fastcifar train --recipe adam89 --batch-size 8{device}{precision}  # the full recipe"
-    )
+    again = "fastcifar train --recipe adam89 --batch-size 8 --device cpu --precision fp32"
+    assert lines[-1] == f"          {again}  # the full recipe"
     for line in lines[-4:]:
         assert line[10:].split()[1] in cli.cli.commands
     names = [f"{name}.{suffix}" for name in ("confusion", "curves", "samples") for suffix in ("png", "svg")]
@@ -306,8 +301,7 @@ def test_resume_goes_on_with_the_runs_own_settings(
     code, out, err = call(monkeypatch, capsys, "train", "--resume", "run")
     assert (code, err) == (0, "")
     assert [line.split("  ")[0] for line in out.splitlines() if line.startswith("epoch")] == ["epoch 2/3", "epoch 3/3"]
-    again = "fastcifar train --recipe adam89 --batch-size 8" + (" --precision fp32" if is_bf16_fast(CPU) else "")
-    assert out.splitlines()[-1] == f"          {again}  # the full recipe"
+    assert out.splitlines()[-1] == "          fastcifar predict run PICTURE  # classify your own picture"
     code, _, err = call(monkeypatch, capsys, "train", "--resume", "run")
     assert (code, err) == (2, "Error: run is finished: there is nothing left to do\n")
     code, _, err = call(monkeypatch, capsys, *TRAIN, "--out", "run")
@@ -337,3 +331,15 @@ def test_charts_and_reports_lie_where_they_are_expected(
     code, _, err = call(monkeypatch, capsys, "report", "part", "--out", "y/folder")
     assert (code, err) == (2, "Error: cannot write y/folder: Is a directory\n")
     assert [path.name for path in (tmp_path / "y").iterdir() if path.is_file()] == ["z.html"]
+
+
+def test_the_command_of_a_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--recipe", "sgd92", "--epochs", "2", "--seed", "7", "--eval-images", "9", "--out", "x"]
+    words += ["--data", "my data", "--no-compile", "--sync-bn", "--log", "tensorboard"]
+    options = "--recipe sgd92 --data 'my data' --no-compile --sync-bn --logger tensorboard"
+    with train.make_context("train", words):
+        assert command_of_whole_run() == f"fastcifar train {options}"
+        for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2}.items():
+            monkeypatch.setenv(name, str(value))
+        torchrun = "torchrun --nnodes 2 --nproc-per-node 2 -m"
+        assert command_of_whole_run() == f"{torchrun} fastcifar train {options}"

@@ -15,7 +15,7 @@ from fastcifar.pipeline.loader import FixedBatch
 from fastcifar.recipes import get_recipe
 from fastcifar.training import convolution, run
 from fastcifar.training.callbacks import Callback
-from fastcifar.training.convolution import choose_convolution, option_of, parse_convolution, use_convolution
+from fastcifar.training.convolution import choose_convolution, parse_convolution, use_convolution
 from fastcifar.training.model import build_model
 from fastcifar.training.run import train_model
 from fastcifar.training.settings import parse_settings, resolve_settings
@@ -53,9 +53,6 @@ def test_what_was_not_measured_is_torchs(
     assert choose_convolution("torch", CPU, precision) == "torch"
     assert choose_convolution("winograd", CPU, precision) == "all:fiw"
     assert {choose_convolution(choice, CUDA, precision) for choice in ("auto", "torch", "winograd")} == {"torch"}
-    assert option_of(expected, CPU, precision) == "auto"
-    assert option_of("all:fiw", CPU, precision) == "winograd"
-    assert option_of("torch", CPU, precision) == ("auto" if expected == "torch" else "torch")
     with pytest.raises(ArgumentError, match="must be auto, torch or winograd, not 'fft'"):
         choose_convolution("fft", CPU, precision)
 

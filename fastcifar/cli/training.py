@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastcifar.cli.options import PATH, training_options
-from fastcifar.recipes import RECIPES, Recipe, get_recipe
+from fastcifar.recipes import RECIPES, get_recipe
 from fastcifar.streams import may_be_lost
 
 if TYPE_CHECKING:
     from fastcifar.training.callbacks import Callback
-    from fastcifar.training.settings import Settings
 
 _WITH_RESUME = ("run_dir", "data_dir", "quiet", "log")
+_OF_ONE_RUN = ("epochs", "num_train_images", "num_eval_images", "seed", "out")
 _WITH_FOLDERS = ("folders", "out", "paired", "target_accuracy", "quiet")
 
 
@@ -68,7 +68,7 @@ def train(
         click.echo(run_dir)
     else:
         recipe = RECIPES.get(settings.recipe.name, settings.recipe)
-        again = _command_of(settings, recipe, data_dir)
+        again = command_of_whole_run() if recipe_name else None
         show_summary(recipe, settings, run_dir, results, again=again)
 
 
@@ -92,34 +92,24 @@ def _progress(log: str | None, *, quiet: bool) -> Iterator["Callback"]:
             yield Callbacks(view, TensorBoardLogger())
 
 
-def _command_of(settings: "Settings", recipe: Recipe, data_dir: Path) -> str:
-    """The command that trains a whole run of a recipe with a run's settings except its seed."""
-    import torch
-
+def command_of_whole_run() -> str:
+    """The command that was typed, without the options that shorten the run or are its own."""
     from fastcifar.distributed import world_from_env
-    from fastcifar.training.convolution import option_of
-    from fastcifar.training.settings import resolve_settings
 
-    words = ["fastcifar", "train", "--recipe", recipe.name]
-    world = world_from_env()
+    words, world, context = ["fastcifar", "train"], world_from_env(), click.get_current_context()
     if world.size > 1:
         nodes = ["--nnodes", str(world.size // world.local_size)] if world.size > world.local_size else []
         words = ["torchrun", *nodes, "--nproc-per-node", str(world.local_size), "-m", *words]
-    if data_dir != Path("data"):
-        words += ["--data", shlex.quote(str(data_dir))]
-    config = settings.as_config()
-    usual = resolve_settings(recipe, global_batch_size=settings.recipe.global_batch_size).as_config()
-    if settings.recipe.global_batch_size != recipe.global_batch_size:
-        words += ["--batch-size", str(settings.recipe.global_batch_size)]
-    for name in ("device", "loader", "precision"):
-        if config[name] != usual[name]:
-            words += [f"--{name}", str(config[name])]
-    convolution = option_of(settings.convolution, torch.device(settings.device), settings.precision)
-    if convolution != "auto":
-        words.append(f"--convolution {convolution}")
-    if config["compile"] != usual["compile"]:
-        words.append("--compile" if config["compile"] else "--no-compile")
-    return " ".join(words + [f"--{name.replace('_', '-')}" for name in ("deterministic", "sync_bn") if config[name]])
+    given = _given_options()
+    for param in context.command.params:
+        if param.name is None or param.name not in given or param.name in _OF_ONE_RUN:
+            continue
+        value = context.params[param.name]
+        if isinstance(value, bool):
+            words.append(param.opts[-1] if value else param.secondary_opts[-1])
+        else:
+            words += [param.opts[-1], shlex.quote(str(value))]
+    return " ".join(words)
 
 
 @click.command(short_help="Train several seeds, with statistics.")

@@ -49,14 +49,6 @@ def choose_convolution(choice: str, device: torch.device, precision: str) -> str
     return next((table for (kind, flag), table in _MEASURED.items() if kind == precision and flag in flags), TORCH)
 
 
-def option_of(convolution: str, device: torch.device, precision: str) -> str:
-    """The choice that gives these convolutions on this machine; "auto" if it is one of several, or if none does."""
-    for choice in ("auto", TORCH, "winograd"):
-        if convolution == choose_convolution(choice, device, precision):
-            return choice
-    return "auto"
-
-
 def parse_convolution(convolution: str) -> dict[str, str]:
     """The passes by shape, "channels@size" or "all"; nothing for "torch".
 
