@@ -138,6 +138,15 @@ def test_it_runs_without_ffcv(tiny_data: Path, tmp_path: Path) -> None:
     assert len(losses) == 5
 
 
+def test_random_images_need_no_data(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    output = run(out, tmp_path / "none", "--random-images", "--stage", "steps", "--stage", "recipes")
+    assert "recipes: left out, because it needs CIFAR-10" in output
+    assert not (out / "recipes.json").exists()
+    assert len(found(out, "steps")["steps"]) == 5
+    assert "Some of it on random images." in (out / "report.md").read_text()
+
+
 def test_a_bare_host_finds_the_gpu_tests() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "-m", "gpu"]
     done = subprocess.run(command, cwd=gpu_report.ROOT, env=BARE_HOST, capture_output=True, text=True, check=False)

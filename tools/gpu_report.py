@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -30,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # a GPU host may have a ba
 from measure import choose_device, choose_precision, describe_machine, load_images, spread, synchronise  # noqa: E402
 
 from fastcifar.data import cifar10  # noqa: E402
+from fastcifar.data.folder import Split  # noqa: E402
 from fastcifar.distributed import World  # noqa: E402
 from fastcifar.errors import Interrupted, reason  # noqa: E402
 from fastcifar.files import read_json, write_json, write_text  # noqa: E402
@@ -66,15 +68,24 @@ class Campaign:
     rounds: int
     epochs: int | None
     num_seeds: int
+    random_images: bool
 
     @property
     def is_cuda(self) -> bool:
         """Whether this is a real measurement, not a trial."""
         return self.device.type == "cuda"
 
+    def load_split(self) -> Split:
+        """The training images, or random ones, on which a step takes the same time."""
+        if not self.random_images:
+            return load_images(self.data_dir, self.num_images)
+        num_images, random = self.num_images or cifar10.SPEC.num_train, np.random.default_rng(0)
+        images = random.integers(0, 256, (num_images, cifar10.IMAGE_SIZE, cifar10.IMAGE_SIZE, 3), np.uint8)
+        return Split(images, random.integers(0, cifar10.NUM_CLASSES, num_images, np.uint8), np.arange(num_images))
+
     def loader(self, batch_size: int, device: torch.device) -> ResidentLoader:
         """A resident loader, as in training."""
-        split = load_images(self.data_dir, self.num_images)
+        split = self.load_split()
         recipe = replace(RECIPES["sgd92"], global_batch_size=batch_size)
         planner = EpochPlanner(torch.from_numpy(split.indices).to(device), recipe)
         images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels).long()
@@ -322,10 +333,14 @@ class _WorldOfOne(World):
 STAGES: dict[str, Callable[[Campaign], Measurements]] = {
     stage.__name__: stage for stage in (tests, switches, throughput, recipes, steps, profile, distributed)
 }
+_NEED_DATA = ("throughput", "recipes")
 
 
 def run_stage(name: str, campaign: Campaign) -> None:
     """Make the missing measurements; a failure is recorded, and the stage continues."""
+    if name in _NEED_DATA and campaign.random_images:
+        print(f"{name}: left out, because it needs CIFAR-10", flush=True)
+        return
     path = campaign.out / f"{name}.json"
     machine = describe_machine(campaign.device) | {"is_gpu": campaign.is_cuda}
     rows: Result = read_json(path) if path.exists() else {"machine": machine}
@@ -345,7 +360,7 @@ def run_stage(name: str, campaign: Campaign) -> None:
             raise click.ClickException(str(error)) from error
         except Exception as error:
             row = {"error": f"{type(error).__name__}: {reason(error)}"}
-        rows[key] = {"seconds": time.perf_counter() - start, "found": row}
+        rows[key] = {"seconds": time.perf_counter() - start, "found": row, "random_images": campaign.random_images}
         longest_s, num_made = max(longest_s, rows[key]["seconds"]), num_made + 1
         write_json(path, rows)
         print(f"{name}, {key}: {json.dumps(row)[:300]}", flush=True)
@@ -361,6 +376,8 @@ def write_report(out: Path) -> None:
             machine = rows.pop("machine")
             note = "" if machine["is_gpu"] else " **Not measured on a GPU**: a trial of the command on a CPU."
             lines += [f"## {name}", "", f"{machine['device']}, torch {machine['versions']['torch']}.{note}", ""]
+            if any(row["random_images"] for row in rows.values()):
+                lines += ["Some of it on random images.", ""]
             lines += ["| measurement | seconds | found |", "|---|---|---|"]
             for key, row in rows.items():
                 found = json.dumps(row["found"])[:600].replace("|", "/")
@@ -379,6 +396,7 @@ def write_report(out: Path) -> None:
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), help="[default: the recipe's]")
 @click.option("--seeds", "num_seeds", type=click.IntRange(1), default=3, show_default=True)
+@click.option("--random-images", is_flag=True, help="Do without data; leaves out throughput and recipes.")
 def main(stages: tuple[str, ...], device: str, **options: Any) -> None:
     """Make the missing measurements of the stages, then write the report."""
     campaign = Campaign(device=choose_device(device), **options)
