@@ -195,7 +195,7 @@ def plan_contenders(
     step_s = {name: _STEP_BY_CONVOLUTIONS.get(name, _USUAL_STEP) * convolutions_s for name in names}
     given_s = None if minutes is None else 60 * minutes - (time.monotonic() - begun)
     plan = make_plan(step_s, recipe_names, rounds=rounds, given_s=given_s)
-    why = ", the fewest steps that are valid" if plan.seconds == plan.least_s else ""
+    why = ", the least for a valid measurement" if plan.seconds == plan.least_s else ""
     print(f"this will take about {plan.seconds / 60:.0f} minutes{why}", flush=True)
     if plan.left_out:
         print(f"left out for lack of time: {', '.join(plan.left_out)}", flush=True)
@@ -210,7 +210,7 @@ def plan_contenders(
 @click.option(
     "--minutes",
     type=click.FloatRange(min=0.1),
-    help="On a CPU: leave out contenders or a recipe to keep to this.  [default: 5, or the fewest that are valid]",
+    help="On a CPU: leave out contenders or a recipe to keep to this.  [default: 5, or the least that is valid]",
 )
 @click.option("--images", "num_images", type=click.IntRange(1), help="Training images.  [default: all 50,000]")
 @click.option("--workers", "num_workers", type=click.IntRange(0), help="Workers of the loaders.  [default: the CPUs]")

@@ -176,4 +176,4 @@ def init_distributed() -> Iterator[World]:
         raise LostPeerError(f"rank {world.rank} of {world.size} cannot join the others at {where}: {reason}") from error
     with world.peers_needed():
         yield world
-    dist.destroy_process_group()  # after an error it could wait without end for a rank that is gone
+    dist.destroy_process_group()  # after an error it could wait forever for a rank that is gone

@@ -125,24 +125,24 @@ def _check_convolution() -> tuple[str, str]:
     precision = "bf16" if is_bf16_fast(device) else "fp32"
     convolution = choose_convolution("auto", device, precision)
     if device.type != "cpu":
-        return "torch's own: cuDNN's", ""
+        return "torch's (cuDNN)", ""
     if convolution == TORCH:
-        return f"torch's own: no others were measured in {precision} on such a CPU", ""
+        return f"torch's: Winograd's were not measured in {precision} on this kind of CPU", ""
     if problem := why_unavailable():
-        return f"torch's own, which are slower: {problem}", ""
+        return f"torch's, which are slower: {problem}", ""
     return f"Winograd's in {precision} for {convolution} (channels@size:passes)", ""
 
 
 def _check_ffcv() -> tuple[str, str]:
     importlib.import_module("fastcifar.pipeline.ffcv_reader")
-    return "imports", ""
+    return "can be imported", ""
 
 
 def _check_matplotlib() -> tuple[str, str]:
     from fastcifar.results.style import as_png, build_figure
 
     as_png(build_figure(1, "a chart", ""))
-    return "draws", ""
+    return "can draw", ""
 
 
 def _check_caches() -> tuple[str, str]:
@@ -174,7 +174,7 @@ def _check_data(data_dir: Path) -> tuple[str, str]:
 
     command = f"fastcifar prepare --out {shlex.quote(str(data_dir))}"
     if not is_prepared(data_dir):
-        return f"{data_dir} holds none", f"{command} (`fastcifar train` does it by itself)"
+        return f"none in {data_dir}", f"{command} (`fastcifar train` does it by itself)"
     try:
         verify_data(data_dir)
     except FastcifarError as error:

@@ -48,7 +48,7 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as error:
-        raise FastcifarError(f"cannot write {path}: a file is in the way") from error
+        raise FastcifarError(f"cannot write {path}: a file with this name exists") from error
     except OSError as error:
         raise FastcifarError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -13,7 +13,7 @@ Schedule = Literal["cosine", "step"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained, without choices that must not change the result, such as the device.
+    """What defines a training. Choices that must not change the result, such as the device, are in `Settings`.
 
     Attributes:
         name: its name on the command line.

@@ -100,7 +100,7 @@ class RunView(Callback):
         self._epoch_start, self._rate, self._finished = perf_counter(), None, list(finished)
 
     def on_step_end(self, epoch: int, step: int) -> None:
-        """A step is finished; both numbers count from 0."""
+        """A step was issued; `step` is the last finished one. Both numbers count from 0."""
         self._rate = (step + 1) * self._batch_size / (perf_counter() - self._epoch_start)
         self._move(epoch, epoch * self._num_steps + step + 1)
 
@@ -129,13 +129,13 @@ class RunView(Callback):
             yield Columns(parts, padding=(0, 2))
 
     def _pace(self) -> list[str]:
-        """Rate, time passed, and time left by this process's pace: epochs of an earlier process do not count."""
+        """Rate, time elapsed, and time left by this process's pace: epochs of an earlier process do not count."""
         task = self._progress.tasks[0]
         if task.remaining is None:  # training has not begun
             return []
         passed, num_done = task.elapsed or 0.0, task.completed - self._first_position
         pace = [] if self._rate is None else [f"{self._rate:,.0f} img/s"]
-        pace.append(f"{timedelta(seconds=round(passed))} passed")
+        pace.append(f"{timedelta(seconds=round(passed))} elapsed")
         if num_done:
             pace.append(f"{timedelta(seconds=round(passed / num_done * task.remaining))} left")
         return pace

@@ -62,8 +62,8 @@ def test_the_kernels_on_a_gpu_equal_torch_in_float64(
     assert_small(errors, is_bf16=dtype == torch.bfloat16, has_more=has_more, num_rows=num_rows)
 
 
-@pytest.mark.parametrize(("has_residual", "has_relu", "is_forked"), FLAGS)
-def test_the_plain_torch_twin_equals_torch_in_float64(has_residual: bool, has_relu: bool, is_forked: bool) -> None:
+@pytest.mark.parametrize(("has_residual", "has_relu", "used_twice"), FLAGS)
+def test_the_plain_torch_twin_equals_torch_in_float64(has_residual: bool, has_relu: bool, used_twice: bool) -> None:
     torch.manual_seed(7)
     features, residual, *factors = (torch.randn(3, 5, 4, 6, dtype=torch.float64) for _ in range(4))
     weight, bias = torch.rand(5, dtype=torch.float64) + 0.5, torch.randn(5, dtype=torch.float64)
@@ -82,9 +82,9 @@ def test_the_plain_torch_twin_equals_torch_in_float64(has_residual: bool, has_re
     ours = [tensor.clone().requires_grad_() for tensor in inputs]
     mean, variance, *results = batch_norm(
         ours[0], ours[3] if has_residual else None, ours[1], ours[2],
-        eps=1e-5, has_relu=has_relu, is_forked=is_forked,
+        eps=1e-5, has_relu=has_relu, used_twice=used_twice,
     )  # fmt: skip
-    assert len(results) == 1 + is_forked
+    assert len(results) == 1 + used_twice
     assert not mean.requires_grad
     assert not variance.requires_grad
     exactly: Any = {"rtol": 1e-11, "atol": 1e-11}
@@ -109,5 +109,5 @@ def test_the_kernels_compile_for_an_h100_and_spill_no_register() -> None:
 def test_not_a_number_is_passed_on() -> None:
     """ReLU must not hide NaN from the check for the first bad step."""
     features = torch.ones(2, 1, 2, 2).index_fill(0, torch.tensor(0), float("nan"))
-    result = batch_norm(features, None, torch.ones(1), torch.zeros(1), eps=1e-5, has_relu=True, is_forked=False)[2]
+    result = batch_norm(features, None, torch.ones(1), torch.zeros(1), eps=1e-5, has_relu=True, used_twice=False)[2]
     assert result.isnan().all()

@@ -59,7 +59,7 @@ BAD: list[tuple[list[str], str]] = [
         ["train", "--recipe", "sgd92", "--data", "junk"],
         "junk holds no prepared data (no manifest.json): run `fastcifar prepare --out junk`",
     ),
-    (["prepare", "--out", "junk/file"], "cannot write junk/file: a file is in the way"),
+    (["prepare", "--out", "junk/file"], "cannot write junk/file: a file with this name exists"),
     (["prepare", "--out", "/proc/x", "--source", "junk"], "cannot write /proc/x: No such file or directory"),
     (["train", "--recipe", "sgd92", "--data", "x" * 300], f"cannot read {'x' * 300}: File name too long"),
     (["prepare", "--out", "x" * 300], f"cannot write {'x' * 300}: File name too long"),

@@ -197,7 +197,7 @@ def test_without_the_kernel_a_run_has_torchs(monkeypatch: pytest.MonkeyPatch) ->
     callback = Lines()
     monkeypatch.setattr(run, "why_unavailable", lambda: "there is no C++ compiler")
     assert run.with_usable_convolution(settings, ALONE, callback).convolution == "torch"
-    assert callback.lines == ["torch's own convolutions, which are slower: there is no C++ compiler"]
+    assert callback.lines == ["using torch's convolutions, which are slower than Winograd's: there is no C++ compiler"]
     monkeypatch.setattr(run, "why_unavailable", lambda: None)
     assert run.with_usable_convolution(settings, ALONE, callback) == settings
     assert len(callback.lines) == 1

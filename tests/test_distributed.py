@@ -244,7 +244,7 @@ def test_every_rank_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(FastcifarError, match="device cuda:1 is one device for 8 processes: give cuda"):
         resolve_device("cuda:1", world)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(FastcifarError, match="device for local rank 3 is not there: torch sees 2 CUDA devices"):
+    with pytest.raises(FastcifarError, match="device for local rank 3 does not exist: torch sees 2 CUDA devices"):
         resolve_device("auto", world)
 
 

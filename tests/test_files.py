@@ -44,7 +44,7 @@ def test_a_failure_leaves_no_half_folder(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "x"
-    with pytest.raises(FastcifarError, match=rf"cannot write {path}: a file is in the way"):
+    with pytest.raises(FastcifarError, match=rf"cannot write {path}: a file with this name exists"):
         write_json(path, {})
 
 

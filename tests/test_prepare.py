@@ -134,7 +134,7 @@ def test_a_folder_in_the_way_is_noticed_before_anything_is_replaced(tiny_data: P
     (tiny_data / "val.beton").unlink()
     (tiny_data / "val.beton").mkdir()
     before = (tiny_data / "manifest.json").read_bytes()
-    with pytest.raises(FastcifarError, match=r"cannot write .*val\.beton: a folder is in the way"):
+    with pytest.raises(FastcifarError, match=r"cannot write .*val\.beton: a folder with this name exists"):
         prepare_data(tiny_data, source(tmp_path), force=True)
     assert (tiny_data / "manifest.json").read_bytes() == before
 

@@ -96,7 +96,7 @@ def test_the_table_of_one_folder(three: Path) -> None:
     ]
     # d = 0.25 takes 253 a group (tables of power); 0.05 and 0.1 by 2 (1.959964 + 0.841621)^2 / d^2 = 6280, 1570, and
     # one more for Student's t.
-    telling = "to detect 0.1, 0.2, 0.5 points of clean accuracy takes 6,281, 1,571, 253 seeds of each"
+    telling = "seeds of each needed to detect 0.1, 0.2, 0.5 points of clean accuracy: 6,281, 1,571, 253"
     assert table.remarks == [f"{telling} (power 0.8 at the 0.05 level)"]
 
 
@@ -105,7 +105,7 @@ def test_one_seed_has_no_interval(tmp_path: Path) -> None:
     found = read_repeats(tmp_path)
     (table,) = build_tables([found])
     assert [row[0] for row in table.rows] == ["42", "mean"]
-    assert table.remarks == ["one seed shows no spread: no interval"]
+    assert table.remarks == ["with one seed there is no standard deviation and no interval"]
     figure = draw_seeds([found])
     assert text_of(figure, "test_accuracy-1-label") == "60.00%"
     assert lines_of(figure, "test_accuracy-1-interval") == []

@@ -279,7 +279,7 @@ def test_seeds_are_summed_up(tmp_path: Path) -> None:
 
 def test_two_equal_runs_differ_in_nothing(tmp_path: Path) -> None:
     page = Reader(build_report([write_run(tmp_path / name, build_metrics(1), epochs=2) for name in "ab"]))
-    assert "Neither settings nor environment." in page.text
+    assert "Nothing: the runs have the same settings and environment." in page.text
     assert "None of the runs is finished." in page.text
 
 

@@ -102,13 +102,16 @@ def first_parameter_of_another_shape(run_dir: Path) -> None:
 
 
 REFUSALS: dict[str, tuple[Any, str]] = {
-    "other data": (lambda run: edit(run, data={"train": "0"}), "is of a run on other data than CIFAR-10"),
+    "other data": (lambda run: edit(run, data={"train": "0"}), "belongs to a run on other data"),
     "another recipe": (lambda run: edit(run, settings={"learning_rate": 0.2}), "the recipe adam89 is different in"),
     "no weights": (lambda run: edit(run, model={}), "is damaged, or no checkpoint to resume from"),
-    "another model": (another_model, "is of another model or optimizer than this version's"),
-    "another optimizer": (lambda run: edit(run, optimizer={}), "is of another model or optimizer than this version's"),
-    "another shape": (first_parameter_of_another_shape, "is of another model or optimizer than this version's"),
-    "a device that is not here": (lambda run: edit(run, settings={"device": "cuda:7"}), "'cuda:7' is not there"),
+    "another model": (another_model, "belongs to another model or optimizer"),
+    "another optimizer": (
+        lambda run: edit(run, optimizer={}),
+        "belongs to another model or optimizer",
+    ),
+    "another shape": (first_parameter_of_another_shape, "belongs to another model or optimizer"),
+    "a device that is not here": (lambda run: edit(run, settings={"device": "cuda:7"}), "'cuda:7' does not exist"),
     "a setting of another type": (
         lambda run: edit(run, settings={"epochs": "9"}),
         "damaged, or of another version: epochs is not a 64-bit integer",

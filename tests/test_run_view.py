@@ -103,9 +103,9 @@ def test_the_live_view(clock: Clock) -> None:
     run_view = RunView()
     assert view(run_view, 20)[0].strip(" ━") == ""  # nothing is known yet: only a moving bar
     halfway(run_view, clock)
-    pace = "12,346 img/s  0:01:40 passed  0:01:40 left"
+    pace = "12,346 img/s  0:01:40 elapsed  0:01:40 left"
     last, best = "last: train loss 1.235, val acc 55.0%", "best: val acc 60.0%, epoch 1"
-    assert view(run_view, 42) == [f"epoch 2/4 {bar(27)}  50%", pace, last, best]
+    assert view(run_view, 43) == [f"epoch 2/4 {bar(28)}  50%", pace, last, best]
     assert view(run_view, 80) == [f"epoch 2/4 {bar(65)}  50%", pace, f"{last}  {best}"]
     assert view(run_view, 200) == [f"epoch 2/4 {bar(85)}  50%", pace, f"{last}  {best}"]
     clock.now += 10
@@ -114,7 +114,7 @@ def test_the_live_view(clock: Clock) -> None:
     run_view.on_step_end(2, 1)
     assert view(run_view, 42)[:3] == [
         f"epoch 3/4 {bar(27, 22 / 40)}  55%",
-        "1 img/s  0:01:52 passed  0:01:32 left",
+        "1 img/s  0:01:52 elapsed  0:01:32 left",
         last,
     ]
 
@@ -124,7 +124,7 @@ def test_a_resumed_run_begins_where_it_stands(clock: Clock) -> None:
     run_view.on_train_begin(4, 10, 8, (metrics(0, 0.6), metrics(1, 0.5)))
     assert view(run_view, 60) == [
         f"epoch 3/4 {bar(45)}  50%",
-        "0:00:00 passed",
+        "0:00:00 elapsed",
         "last: train loss 1.235, val acc 50.0%",
         "best: val acc 60.0%, epoch 1",
     ]
@@ -133,13 +133,13 @@ def test_a_resumed_run_begins_where_it_stands(clock: Clock) -> None:
     clock.now += 5
     run_view.on_step_end(2, 1)
     # 2 of 20 steps in 10 seconds; the 20 steps before do not count.
-    assert view(run_view, 60)[1] == "2 img/s  0:00:10 passed  0:01:30 left"
+    assert view(run_view, 60)[1] == "2 img/s  0:00:10 elapsed  0:01:30 left"
 
 
 def test_a_resumed_run_with_no_epoch_left_is_at_its_last(clock: Clock) -> None:
     run_view = RunView()
     run_view.on_train_begin(2, 10, 8, (metrics(0, 0.6), metrics(1, 0.5)))
-    assert view(run_view, 60)[:2] == [f"epoch 2/2 {bar(45, 1)} 100%", "0:00:00 passed"]
+    assert view(run_view, 60)[:2] == [f"epoch 2/2 {bar(45, 1)} 100%", "0:00:00 elapsed"]
 
 
 @pytest.mark.parametrize("width", [0, 1, 10, 20])
@@ -149,7 +149,7 @@ def test_a_terminal_too_narrow_for_the_view_shows_the_parts_one_by_one(clock: Cl
     lines = view(run_view, width)
     assert max(map(len, lines), default=0) <= width
     if width == 20:
-        assert lines[1:4] == ["12,346 img/s", "0:01:40 passed", "0:01:40 left"]
+        assert lines[1:4] == ["12,346 img/s", "0:01:40 elapsed", "0:01:40 left"]
 
 
 def test_hours_and_thousands(clock: Clock) -> None:
@@ -157,8 +157,8 @@ def test_hours_and_thousands(clock: Clock) -> None:
     run_view.on_train_begin(70, 390, 128, ())
     clock.now += 3725
     run_view.on_step_end(0, 389)
-    assert view(run_view, 80)[1] == "13 img/s  1:02:05 passed  2 days, 23:23:45 left"  # 69 more epochs
-    assert view(run_view, 36)[1:] == ["13 img/s", "1:02:05 passed", "2 days, 23:23:45 left"]
+    assert view(run_view, 80)[1] == "13 img/s  1:02:05 elapsed  2 days, 23:23:45 left"  # 69 more epochs
+    assert view(run_view, 36)[1:] == ["13 img/s", "1:02:05 elapsed", "2 days, 23:23:45 left"]
 
 
 def test_a_terminal_gets_the_view_and_is_left_clean(

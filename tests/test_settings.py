@@ -65,11 +65,11 @@ def test_choices_are_taken() -> None:
         ({"device": "cpu:1"}, "device must be auto, cpu, cuda or cuda:<index>, not 'cpu:1'"),
         (
             {"device": "cuda:256"},
-            f"device 'cuda:256' is not there: torch sees {counted(torch.cuda.device_count(), 'CUDA device')}",
+            f"device 'cuda:256' does not exist: torch sees {counted(torch.cuda.device_count(), 'CUDA device')}",
         ),
         (
             {"device": "cuda:99"},
-            f"device 'cuda:99' is not there: torch sees {counted(torch.cuda.device_count(), 'CUDA device')}",
+            f"device 'cuda:99' does not exist: torch sees {counted(torch.cuda.device_count(), 'CUDA device')}",
         ),
     ],
 )

@@ -93,5 +93,5 @@ def test_what_cannot_be_shown_is_escaped() -> None:
 
 def test_a_failing_picture_leaves_no_half_file(tmp_path: Path) -> None:
     (tmp_path / "charts").write_text("in the way")
-    with pytest.raises(FastcifarError, match=r"cannot write .*curves\.png: a file is in the way"):
+    with pytest.raises(FastcifarError, match=r"cannot write .*curves\.png: a file with this name exists"):
         write_figures({"curves": draw_curves(build_metrics(3), title="")}, tmp_path / "charts")

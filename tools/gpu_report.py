@@ -106,7 +106,7 @@ Measurements = dict[str, Callable[[], Any]]  # by name; each returns its row for
 
 
 def tests(campaign: Campaign) -> Measurements:
-    """The tests marked gpu (without a GPU those of the angle table), and agreement with the CPU."""
+    """The tests marked gpu (without a GPU those of the draws), and agreement with the CPU."""
 
     def run_pytest() -> Result:
         chosen = ["-m", "gpu"] if campaign.is_cuda else ["tests/test_augment.py", "-k", "golden"]
@@ -194,7 +194,7 @@ def profile(campaign: Campaign) -> Measurements:
 
     def l2_hit_rates() -> Result:
         if shutil.which("ncu") is None or not campaign.is_cuda:
-            return {"not done": "ncu, or the GPU, is not there"}
+            return {"not done": "needs ncu and a GPU"}
         metrics = "lts__t_sector_hit_rate.pct,dram__bytes.sum"
         names = "regex:batch_norm|_statistics|_apply"
         command = ["ncu", "--csv", "--metrics", metrics, "--kernel-name", names, "--launch-count", "200"]
@@ -396,7 +396,7 @@ def write_report(out: Path) -> None:
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--epochs", type=click.IntRange(1), help="[default: the recipe's]")
 @click.option("--seeds", "num_seeds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--random-images", is_flag=True, help="Do without data; leaves out throughput and recipes.")
+@click.option("--random-images", is_flag=True, help="Use no data; skips throughput and recipes.")
 def main(stages: tuple[str, ...], device: str, **options: Any) -> None:
     """Make the missing measurements of the stages, then write the report."""
     campaign = Campaign(device=choose_device(device), **options)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # bash tools/test.sh [OPTIONS OF pytest]: sets everything up, then runs lint, types and tests up to the first failure.
 # Two tests run at a time, each on half of the CPUs, with threads that do not spin while they wait; -n 0 runs one.
-# Without options it runs the tests that need no GPU, no network and no minutes.
+# Without options it runs the quick tests, which need no GPU and no network.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash tools/bootstrap.sh

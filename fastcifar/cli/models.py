@@ -23,7 +23,10 @@ from fastcifar.errors import ArgumentError, one_line
     "--tta", is_flag=True, help="Average the logits of each image and its mirror image (test-time augmentation)."
 )
 @click.option(
-    "--images", "num_images", type=click.IntRange(1, 5000), help="Images of each half, chosen as by --eval-images."
+    "--images",
+    "num_images",
+    type=click.IntRange(1, 5000),
+    help="Images of val and of test each, the same as with --eval-images.  [default: all 5,000]",
 )
 @click.option("--data", "data_dir", type=PATH, help="Prepared data.  [default: data, or what the run was trained on]")
 @inference_options
@@ -162,7 +165,7 @@ def predict(
 @click.option(
     "--out",
     type=PATH,
-    help="File to write, for safetensors a folder.  [default: RUN/model.pt2, RUN/model.onnx, RUN/hub]",
+    help="Output file, for safetensors a folder.  [default: RUN/hub, RUN/model.pt2 or RUN/model.onnx]",
 )
 def export(run_dir: Path, format: str, out: Path | None) -> None:  # noqa: A002
     """Write a finished run's best weights in a form that needs no fastcifar.

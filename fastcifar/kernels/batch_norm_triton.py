@@ -284,22 +284,22 @@ class _BatchNorm(torch.autograd.Function):
         bias: Tensor,
         eps: float,
         has_relu: bool,
-        is_forked: bool,
+        used_twice: bool,
     ) -> tuple[Tensor, ...]:
         result, mean, variance = _normalise(features, residual, weight, bias, eps, has_relu)
-        ctx.has_residual, ctx.eps, ctx.has_relu, ctx.is_forked = residual is not None, eps, has_relu, is_forked
+        ctx.has_residual, ctx.eps, ctx.has_relu, ctx.used_twice = residual is not None, eps, has_relu, used_twice
         needed = result if ctx.has_residual and has_relu else None
         ctx.save_for_backward(features, needed, weight, bias, mean, variance)
         ctx.mark_non_differentiable(mean, variance)
-        return (mean, variance, result, result.view_as(result)) if is_forked else (mean, variance, result)
+        return (mean, variance, result, result.view_as(result)) if used_twice else (mean, variance, result)
 
     @staticmethod
     def backward(ctx: Any, *all_gradients: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, more_gradients = all_gradients[2], all_gradients[3] if ctx.is_forked else None
+        gradients, more_gradients = all_gradients[2], all_gradients[3] if ctx.used_twice else None
         features, weight, bias, behind_relu = _differentiate(
             gradients, more_gradients, *ctx.saved_tensors, ctx.eps, ctx.has_relu
         )
-        residual = behind_relu if ctx.has_relu or ctx.is_forked else gradients
+        residual = behind_relu if ctx.has_relu or ctx.used_twice else gradients
         return features, residual if ctx.has_residual else None, weight, bias, None, None, None
 
 
@@ -311,7 +311,7 @@ def batch_norm(
     *,
     eps: float,
     has_relu: bool,
-    is_forked: bool,
+    used_twice: bool,
 ) -> tuple[Tensor, ...]:
     """The batch norm of `batch_norm.py`, as a function that autograd can differentiate.
 
@@ -322,13 +322,13 @@ def batch_norm(
         bias: see `batch_norm.batch_norm`.
         eps: see `batch_norm.batch_norm`.
         has_relu: see `batch_norm.batch_norm`.
-        is_forked: whether the result is used twice. It is then returned twice, so that the backward pass adds the two
+        used_twice: whether the result is used twice. It is then returned twice, so that the backward pass adds the two
             gradients as it reads them, not in a separate kernel.
 
     Returns:
         Each channel's mean and biased variance, which have no gradients; then the result, once or twice.
     """
     statistics_and_results: tuple[Tensor, ...] = _BatchNorm.apply(
-        features, residual, weight, bias, eps, has_relu, is_forked
+        features, residual, weight, bias, eps, has_relu, used_twice
     )
     return statistics_and_results

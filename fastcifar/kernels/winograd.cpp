@@ -288,7 +288,7 @@ void input_to_panels(const Shape &s, const T *x, i64 tile, float *out, i64 plane
 }
 
 // Transform the filters from `in` channels to PANEL output channels from `first` on: U[36][in][PANEL].
-// Rotated, for the data gradient: `out` is the weights' input channels, and the filters are turned by 180 degrees.
+// Rotated, for the input gradient: `out` is the weights' input channels, and the filters are turned by 180 degrees.
 void transform_filters(const Shape &s, const float *w, bool rotated, i64 first, i64 from, i64 to, float *u, i64 plane) {
   for (i64 k = from; k < to; ++k)
     for (i64 lane = 0; lane < PANEL; lane += LANES) {
@@ -313,7 +313,7 @@ INLINE void transform_output(const Shape &s, const float *m, i64 plane, i64 chan
         [&](int i, int j, vec v) { store_result(out + (i * s.width + j) * s.out + c, v); });
 }
 
-// ---- the convolution and its data gradient ---------------------------------------------------------------------------
+// ---- the convolution and its input gradient --------------------------------------------------------------------------
 
 // How a call is split into tasks. By tiles: a task computes all channels of `tiles` tiles; filters are transformed before.
 // By channels: a task transforms the filters of `channels` channels and computes these for all tiles; inputs are

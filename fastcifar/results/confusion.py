@@ -64,7 +64,7 @@ def draw_confusion(labels: NDArray[np.integer[Any]], predictions: NDArray[np.int
         add_caption(
             figure,
             f"{counted(num_total, 'test image')}. In a cell: percent of the row's true class, and number of images; "
-            "empty means\nnone. The deeper the orange, the commoner the error. Recall has its 95% interval.",
+            "empty means\nnone. Darker orange: more frequent errors. Recall has its 95% interval.",
         )
     return figure
 

@@ -56,9 +56,8 @@ def draw_label_errors(images: Images, errors: Sequence[LabelError], *, title: st
                 add_text(figure, left, below, text, fontsize=7, color=color, gid=f"line-{rank}-{line}")
         add_caption(
             figure,
-            "Below each image: its label and the predicted class, with their softmax probabilities. Some labels are "
-            "wrong, some images are\nhard, and some of these are mistakes of the model: the more accurate the model, "
-            "the fewer.",
+            "Below each image: its label and the predicted class, with their softmax probabilities. The label is "
+            "wrong, or the image is\nambiguous, or the model is mistaken: a better model is mistaken less often.",
         )
     return figure
 

@@ -15,7 +15,7 @@ _NUM_BINS = 15
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How well one class is told from the others; a ratio with denominator 0 is None.
+    """How well one class is distinguished from the others; a ratio with denominator 0 is None.
 
     Attributes:
         class_name: the class.

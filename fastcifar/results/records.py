@@ -103,10 +103,11 @@ class Results:
     """The results of a finished run: `results.json`.
 
     Attributes:
-        best: scores of the epoch with the highest validation accuracy, the first of equals.
+        best: scores of the epoch with the highest validation accuracy; of equal ones the first.
         last: scores of the last epoch.
         num_test_images: the number of test images.
-        test10k_accuracy: accuracy of the last weights on validation and test images together, the official test set.
+        test10k_accuracy: accuracy of the last weights on validation and test images together; all of them, 10,000, are
+            the official test set.
         img_per_s: training images per second, the median over the epochs.
         seconds: wall time of the run over all its parts.
     """

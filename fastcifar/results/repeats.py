@@ -14,7 +14,7 @@ from fastcifar.results.seed_statistics import Difference, Mean, mean_of, num_see
 
 SUMMARY_FILE, DIVERGED_FILE = "summary.json", "diverged.json"
 MEASURES = {"test_accuracy": "clean", "test_accuracy_augmented": "augmented", "test10k_accuracy": "official test"}
-TOLD_APART = (0.001, 0.002, 0.005)  # differences of accuracy, 0..1
+DETECTABLE = (0.001, 0.002, 0.005)  # differences of accuracy, 0..1
 
 # What may differ between the seeds of a folder: it does not change what is trained.
 _NOT_COMPARED = {"seed", "device_name", "num_threads", "num_workers"}
@@ -241,9 +241,9 @@ def compare_repeats(first: Repeats, second: Repeats, *, by_seed: bool = False) -
     )
 
 
-def seeds_to_tell(sd: float | None, *, pairs: bool = False) -> dict[float, int | None]:
-    """How many seeds of each it takes to detect the differences in `TOLD_APART`; empty if the spread is not known."""
-    return {} if sd is None else {each: num_seeds_needed(each, sd, pairs=pairs) for each in TOLD_APART}
+def seeds_to_detect(sd: float | None, *, pairs: bool = False) -> dict[float, int | None]:
+    """How many seeds of each it takes to detect the differences in `DETECTABLE`; empty if the spread is not known."""
+    return {} if sd is None else {each: num_seeds_needed(each, sd, pairs=pairs) for each in DETECTABLE}
 
 
 def write_summary(out: Path, groups: Sequence[Repeats], comparison: Comparison | None = None) -> Path:
@@ -254,7 +254,7 @@ def write_summary(out: Path, groups: Sequence[Repeats], comparison: Comparison |
             "differing_settings": dict(comparison.differing),
             "test": "paired t" if comparison.paired else "Welch's t",
             "differences": {
-                name: asdict(each) | {"seeds_needed": seeds_to_tell(each.sd, pairs=comparison.paired)}
+                name: asdict(each) | {"seeds_needed": seeds_to_detect(each.sd, pairs=comparison.paired)}
                 for name, each in comparison.differences.items()
             },
         }
@@ -273,7 +273,7 @@ def _as_json(repeats: Repeats) -> dict[str, Any]:
         "num_diverged": repeats.num_diverged,
         "runs": [asdict(run) for run in repeats.runs],
         "statistics": {
-            name: asdict(each) | ({"seeds_needed": seeds_to_tell(each.sd)} if name in MEASURES else {})
+            name: asdict(each) | ({"seeds_needed": seeds_to_detect(each.sd)} if name in MEASURES else {})
             for name, each in means.items()
         },
     }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastcifar.errors import one_line
-from fastcifar.results.repeats import MEASURES, Comparison, Repeats, describe_differing, seeds_to_tell
+from fastcifar.results.repeats import MEASURES, Comparison, Repeats, describe_differing, seeds_to_detect
 from fastcifar.results.seed_statistics import Mean
 
 
@@ -58,7 +58,7 @@ def _seeds(group: Repeats) -> SeedTable:
     if len(group.finished) < len(group.runs):
         remarks.append(f"the statistics cover the finished seeds only: {len(group.finished)} of {len(group.runs)}")
     if means:
-        remarks.append(_seeds_to_tell(means["test_accuracy"].sd))
+        remarks.append(_seeds_to_detect(means["test_accuracy"].sd))
     title = f"{one_line(group.name)}: {one_line(' · '.join(group.describe().values()))}"
     return SeedTable(title, ["seed", *headings.values()], rows, [one_line(remark) for remark in remarks])
 
@@ -86,7 +86,7 @@ def _difference(groups: Sequence[Repeats], comparison: Comparison) -> SeedTable:
         ["test images", "difference", "95% interval", "p"],
         rows,
         [
-            _seeds_to_tell(clean.sd, pairs=comparison.paired),
+            _seeds_to_detect(clean.sd, pairs=comparison.paired),
             f"settings that differ: {one_line(differing)}" if differing else "no setting differs",
         ],
     )
@@ -100,12 +100,12 @@ def format_mean(mean: Mean) -> str:
     return f"{mean.mean:.2%} ± {50 * (high - low):.2f}"
 
 
-def _seeds_to_tell(sd: float | None, *, pairs: bool = False) -> str:
+def _seeds_to_detect(sd: float | None, *, pairs: bool = False) -> str:
     """How many seeds it takes to detect a difference of clean accuracy."""
     if sd is None:
-        return "one seed shows no spread: no interval"
-    numbers = seeds_to_tell(sd, pairs=pairs)
+        return "with one seed there is no standard deviation and no interval"
+    numbers = seeds_to_detect(sd, pairs=pairs)
     points = ", ".join(f"{100 * each:g}" for each in numbers)
     seeds = ", ".join(f"{number:,}" if number else "over a million" for number in numbers.values())
-    kind = "pairs" if pairs else "seeds of each"
-    return f"to detect {points} points of clean accuracy takes {seeds} {kind} (power 0.8 at the 0.05 level)"
+    kind = "pairs of seeds" if pairs else "seeds of each"
+    return f"{kind} needed to detect {points} points of clean accuracy: {seeds} (power 0.8 at the 0.05 level)"

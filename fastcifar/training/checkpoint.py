@@ -207,7 +207,7 @@ class Checkpointer:
                 trainer.load_state(checkpoint.state)
             except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
                 path = run_dir / LAST_FILE
-                raise FastcifarError(f"{path} is of another model or optimizer than this version's") from error
+                raise FastcifarError(f"{path} belongs to another model or optimizer than this version's") from error
             self.metrics, self.best = [*checkpoint.metrics], checkpoint.best
             self._seconds_before = checkpoint.seconds
 
@@ -296,11 +296,11 @@ def read_last(run_dir: Path) -> LastCheckpoint:
     state = {key: content.get(key) for key in ("model", "optimizer", "scheduler")}
     last = parse_record(LastCheckpoint, content | {"state": state}, damaged)
     if [line.epoch for line in last.metrics] != list(range(last.num_epochs)):
-        raise FastcifarError(f"{damaged}: metrics are not those of its {counted(last.num_epochs, 'epoch')}")
+        raise FastcifarError(f"{damaged}: its metrics do not match its {counted(last.num_epochs, 'epoch')}")
     if not (_is_best(last.best, last.num_epochs, content["model"]) if last.best else last.num_epochs == 0):
-        raise FastcifarError(f"{damaged}: best is not among its {counted(last.num_epochs, 'epoch')}")
+        raise FastcifarError(f"{damaged}: its best epoch is not one of its {counted(last.num_epochs, 'epoch')}")
     if last.data != cifar10.SPEC.digests:
-        raise FastcifarError(f"{path} is of a run on other data than CIFAR-10 as this version splits it")
+        raise FastcifarError(f"{path} belongs to a run on other data, or on another split of CIFAR-10")
     return last
 
 

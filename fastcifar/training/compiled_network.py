@@ -69,7 +69,7 @@ class CompiledNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, `(B, 10)` float32, from the output of `to_input`."""
-        features, residual = self.stem(images, is_forked=True)
+        features, residual = self.stem(images, used_twice=True)
         for block in self.blocks:
             features, residual = block(features, residual, is_last=block is self.blocks[-1])
         logits: Tensor = self.fc(self.avgpool(features).flatten(1))
@@ -98,9 +98,9 @@ class _Unit(nn.Module):
         self.weight = nn.Parameter(conv.weight.detach().to(torch.bfloat16)) if has_copy else conv.weight
 
     def forward(
-        self, features: Tensor, residual: Tensor | None = None, *, has_relu: bool = True, is_forked: bool = False
+        self, features: Tensor, residual: Tensor | None = None, *, has_relu: bool = True, used_twice: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """The result, twice: as two tensors for autograd if it `is_forked`; otherwise only one may be used."""
+        """The result, twice: as two tensors for autograd if it `used_twice`; otherwise only one may be used."""
         num_added = features.shape[1] - self.weight.shape[1]
         if self.weight is self.conv.weight and not num_added:
             features = self.conv(features)
@@ -109,7 +109,7 @@ class _Unit(nn.Module):
             features = functional.conv2d(features, weight, stride=self.conv.stride, padding=self.conv.padding)
         norm = self.norm
         if self._options.triton_batch_norm:
-            return self._normalise_by_triton(features, residual, has_relu=has_relu, is_forked=is_forked)
+            return self._normalise_by_triton(features, residual, has_relu=has_relu, used_twice=used_twice)
         features = functional.batch_norm(
             features, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=True,
             momentum=norm.momentum or 0.0, eps=norm.eps,
@@ -124,13 +124,13 @@ class _Unit(nn.Module):
         return features, features
 
     def _normalise_by_triton(
-        self, features: Tensor, residual: Tensor | None, *, has_relu: bool, is_forked: bool
+        self, features: Tensor, residual: Tensor | None, *, has_relu: bool, used_twice: bool
     ) -> tuple[Tensor, Tensor]:
         from fastcifar.kernels.batch_norm_triton import batch_norm  # torch for the CPU has no Triton
 
         norm = self.norm
         mean, variance, *results = batch_norm(
-            features, residual, norm.weight, norm.bias, eps=norm.eps, has_relu=has_relu, is_forked=is_forked
+            features, residual, norm.weight, norm.bias, eps=norm.eps, has_relu=has_relu, used_twice=used_twice
         )
         num_rows = features.numel() // features.shape[1]
         new_statistics = mean, variance * (num_rows / (num_rows - 1))
@@ -154,5 +154,5 @@ class _Block(nn.Module):
         if self.shortcut is not None:
             residual, _ = self.shortcut(residual, has_relu=False)
         features, _ = self.first(features)
-        results: tuple[Tensor, Tensor] = self.second(features, residual, is_forked=not is_last)
+        results: tuple[Tensor, Tensor] = self.second(features, residual, used_twice=not is_last)
         return results

@@ -16,8 +16,8 @@ from fastcifar.machine import cpu_flags
 
 TORCH = "torch"
 _EVERYTHING = f"all:{ALL_PASSES}"
-# By precision and instruction set: the passes in which Winograd's took less time than torch's, at batch size 128,
-# measured with `benchmarks/convolutions.py`.
+# By precision and instruction set: the passes in which Winograd's took no more time than torch's, at batch size 128,
+# measured with `benchmarks/convolutions.py`; on Zen 3 with a prototype of the kernel.
 _MEASURED = {
     ("fp32", "avx512f"): "64@32:fiw 128@16:fiw 256@8:fiw 512@4:fiw",  # AMD EPYC, Zen 4
     ("fp32", "avx2"): "64@32:fiw 128@16:fiw 256@8:fiw 512@4:fiw",  # AMD EPYC, Zen 3

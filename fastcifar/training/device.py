@@ -31,7 +31,7 @@ def resolve_device(name: str, world: World = ALONE) -> torch.device:
     index, num_devices = int(match[1] or world.local_rank), torch.cuda.device_count()
     if index >= num_devices:
         wanted = repr(name) if world.size == 1 else f"for local rank {index}"
-        raise ArgumentError("device", f"{wanted} is not there: torch sees {counted(num_devices, 'CUDA device')}")
+        raise ArgumentError("device", f"{wanted} does not exist: torch sees {counted(num_devices, 'CUDA device')}")
     return torch.device("cuda", index)
 
 

@@ -128,7 +128,7 @@ def with_usable_convolution(settings: Settings, world: World, callback: Callback
     """The settings with rank 0's convolutions on every rank: torch's, with a message, if others cannot be used."""
     problem = None if settings.convolution == TORCH else why_unavailable()
     if problem is not None:
-        callback.on_message(f"torch's own convolutions, which are slower: {problem}")
+        callback.on_message(f"using torch's convolutions, which are slower than Winograd's: {problem}")
     return replace(settings, convolution=world.broadcast(TORCH if problem else settings.convolution))
 
 
@@ -211,7 +211,7 @@ class Run:
         self.callback.on_train_begin(
             recipe.epochs, self.loader.num_steps, recipe.global_batch_size, tuple(checkpointer.metrics)
         )
-        with StopSignals(self.world) as signals, self._losses_explained(checkpointer, signals):
+        with StopSignals(self.world) as signals, self._explain_lost_rank(checkpointer, signals):
             with checkpointer:
                 if self.world.is_main:
                     resumed_at = None if checkpoint is None else first_epoch
@@ -227,7 +227,7 @@ class Run:
                     checkpointer.finish_epoch(metrics)
                     self.callback.on_epoch_end(metrics)
                     if epoch + 1 < recipe.epochs:
-                        _stop_if_told(signals, checkpointer)
+                        _stop_if_requested(signals, checkpointer)
             signals.answer = "finishing the evaluation"
             self.callback.on_message("evaluating on the test split")
             results = self._finish(checkpointer, run_dir)
@@ -235,13 +235,13 @@ class Run:
             return results
 
     @contextlib.contextmanager
-    def _losses_explained(self, checkpointer: Checkpointer, signals: StopSignals) -> Iterator[None]:
+    def _explain_lost_rank(self, checkpointer: Checkpointer, signals: StopSignals) -> Iterator[None]:
         """Say what is saved when another rank is lost."""
         try:
             with self.world.peers_needed():
                 yield
         except LostPeerError as error:
-            _stop_if_told(signals, checkpointer)  # the other rank ended by the same signal
+            _stop_if_requested(signals, checkpointer)  # the other rank ended by the same signal
             raise FastcifarError(f"{error}: {checkpointer.describe()}; {checkpointer.remedy()}") from error
 
     def _train_epoch(self, epoch: int, checkpointer: Checkpointer, signals: StopSignals) -> EpochMetrics:
@@ -252,7 +252,7 @@ class Run:
         def on_step(num_finished: int) -> None:
             if num_finished:
                 self.callback.on_step_end(epoch, num_finished - 1)
-            _stop_if_told(signals, checkpointer)
+            _stop_if_requested(signals, checkpointer)
 
         train_loss, train_accuracy = trainer.train_epoch(loader, epoch, on_step)
         train_seconds = self.world.all_reduce_max(time.perf_counter() - start)
@@ -350,6 +350,6 @@ class Run:
         return time.perf_counter() - start
 
 
-def _stop_if_told(signals: StopSignals, checkpointer: Checkpointer) -> None:
+def _stop_if_requested(signals: StopSignals, checkpointer: Checkpointer) -> None:
     if signals.received is not None:
         raise Interrupted(signals.received, f"{checkpointer.describe()}; {checkpointer.remedy()}")

@@ -87,8 +87,8 @@ def resolve_settings(
         device: "auto" takes CUDA if there is a device.
         loader: "resident" or "streamed".
         precision: "auto" takes bf16 if the hardware is fast at it.
-        compile: None compiles on CUDA only: on a CPU it costs half a minute and gains nothing. None does not compile
-            with `sync_bn`, which torch cannot trace.
+        compile: None compiles on CUDA only, because on a CPU it costs half a minute and gains nothing; and not with
+            `sync_bn`, which torch cannot trace.
         deterministic: see `Settings`.
         sync_bn: see `Settings`.
         convolution: "auto", "torch" or "winograd", see `choose_convolution`.
@@ -113,7 +113,7 @@ def resolve_settings(
     target = resolve_device(device, world)
     is_cuda = target.type == "cuda"
     if sync_bn and not is_cuda:
-        raise ArgumentError("sync_bn", "needs CUDA devices: torch synchronises batch norm on no others")
+        raise ArgumentError("sync_bn", "needs CUDA: torch synchronises batch norm on CUDA devices only")
     resolved_precision = ("bf16" if is_bf16_fast(target) else "fp32") if precision == "auto" else precision
     return Settings(
         recipe=resolved,

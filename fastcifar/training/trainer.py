@@ -21,8 +21,8 @@ from fastcifar.training.in_flight import StepsInFlight
 from fastcifar.training.master_weights import MasterWeights
 from fastcifar.training.model import ResNet18, build_model
 
-# Inductor stores a value that takes more reads or operations than these, instead of computing it wherever it is used.
-# Its defaults store each pixel's source before the gather, by another kernel, and masked gradients in float32.
+# Above these numbers of reads or operations Inductor stores a value, instead of computing it again at each use. With
+# its defaults, another kernel stores each pixel's source before the gather, and masked gradients are stored in float32.
 _GATHER_SETTINGS: Any = {
     "realize_reads_threshold": 1000,
     "realize_acc_reads_threshold": 1000,
