@@ -7,9 +7,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
-from matplotlib.text import Text
 from PIL import Image
 from support.containers import TEST_IMAGES
+from support.figure_parts import texts
 
 from fastcifar.errors import FastcifarError
 from fastcifar.inference.grid import check_grid, draw_grid
@@ -23,11 +23,6 @@ NAMES = ["folder/cat.jpg", "new\nline $x^2$.png", "a" * 40 + "b" * 40 + ".png"]
 def draw(names: list[str]) -> Figure:
     predictions = [Prediction(name, TOP) for name in names]
     return draw_grid(list(TEST_IMAGES[: len(names)]), predictions, title="runs/x/best.pt: adam89, 3 epochs")
-
-
-def texts(figure: Figure) -> list[str]:
-    found = figure.findobj(Text)
-    return [text.get_text() for text in found if isinstance(text, Text) and text.get_text()]
 
 
 def test_a_grid_shows_pictures_names_and_probabilities() -> None:

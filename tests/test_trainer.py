@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from support.all_levels import AllLevels
 from support.batches import read_epoch
 from support.containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
 from support.published import MyResnet
@@ -12,7 +13,6 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torchvision.transforms import Normalize
 
-from fastcifar.pipeline.augment import NUM_LEVELS, affine_coeffs, sample_augmentation
 from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader
 from fastcifar.recipes import get_recipe
 from fastcifar.training.trainer import Trainer
@@ -195,18 +195,6 @@ def test_compiled_training_equals_eager_and_never_recompiles() -> None:
     assert compiled[1::2] == pytest.approx(eager[1::2], rel=5e-2)  # training amplifies rounding
 
 
-class AllLevels(EpochPlanner):
-    """Sixteen steps that rotate by every angle level once, each with its own crop and flip."""
-
-    def __init__(self, device: torch.device) -> None:
-        recipe = replace(get_recipe("sgd92"), global_batch_size=4096)
-        super().__init__(torch.arange(NUM_LEVELS, device=device), recipe)
-
-    def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
-        params = sample_augmentation(42, epoch, self.indices)
-        return self.indices % NUM_TRAIN, affine_coeffs(replace(params, angle_level=self.indices))
-
-
 @pytest.mark.parametrize(
     "device", [pytest.param(CPU, marks=pytest.mark.slow), pytest.param(CUDA, marks=pytest.mark.gpu)]
 )
@@ -214,9 +202,8 @@ class AllLevels(EpochPlanner):
 def test_the_compiled_gather_picks_the_same_pixels_at_all_levels(device: torch.device, precision: str) -> None:
     """As a compiled step reads them; test_augment.py compares the plain gather with Pillow."""
     trainer = build_trainer("sgd92", device, precision, compile=True)
-    planner = AllLevels(device)
     images, labels = (torch.from_numpy(values).to(device) for values in (TRAIN_IMAGES, TRAIN_LABELS))
-    loader = ResidentLoader(images, labels.long(), planner)
+    loader = ResidentLoader(images, labels.long(), AllLevels(NUM_TRAIN, batch_size=4096, device=device))
     with contextlib.closing(loader.epoch(0)) as steps:
         for step in steps:
             position = torch.tensor([step], device=device)

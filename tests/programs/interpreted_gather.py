@@ -19,23 +19,15 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import numpy as np
 import torch
+from support.all_levels import AllLevels
 from support.codegen import generated_code
 from torch import Tensor
 
-from fastcifar.pipeline.augment import NUM_LEVELS, affine_coeffs, sample_augmentation
-from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader
+from fastcifar.pipeline.loader import ResidentLoader
 from fastcifar.recipes import get_recipe
 from fastcifar.training.trainer import Trainer
 
 BATCH_SIZE, NUM_IMAGES, BLOCK = 2048, 1000, 1 << 20  # the largest block that Triton allows
-
-
-class AllLevels(EpochPlanner):
-    """An epoch that rotates by every angle level once, each with its own crop and flip."""
-
-    def plan(self, epoch: int) -> tuple[Tensor, Tensor]:
-        params = replace(sample_augmentation(42, epoch, self.indices), angle_level=self.indices)
-        return self.indices % NUM_IMAGES, affine_coeffs(params)
 
 
 def define(source: str, folder: Path) -> dict[str, Any]:
@@ -90,7 +82,7 @@ def build_call(source: str, kernels: dict[str, Any]) -> Callable[[None, list[Ten
 
 def main() -> None:
     images = torch.from_numpy(np.random.default_rng(1).integers(1, 256, (NUM_IMAGES, 32, 32, 3), np.uint8))
-    planner = AllLevels(torch.arange(NUM_LEVELS), replace(get_recipe("sgd92"), global_batch_size=BATCH_SIZE))
+    planner = AllLevels(NUM_IMAGES, BATCH_SIZE, torch.device("cpu"))
     loader = ResidentLoader(images, torch.arange(NUM_IMAGES) % 10, planner)
     with generated_code() as graphs, tempfile.TemporaryDirectory() as folder:
         recipe = replace(get_recipe("sgd92"), global_batch_size=BATCH_SIZE)
