@@ -1,5 +1,6 @@
 import os
 import resource
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -20,19 +21,20 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE_BYTES
 
 
-def is_mapped_again() -> bool:
-    """Whether the kernel had to find pages for most of a block."""
+def count_faults() -> int:
+    """How often the kernel had to find pages for a block: fewer times with huge pages."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     use_a_block()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before > _BLOCK_BYTES / _PAGE_BYTES / 2
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def check() -> None:
     before = resident_bytes()
-    assert all(is_mapped_again() for _ in range(3))
+    mapped = min(count_faults() for _ in range(3))
+    assert mapped > 0
     with freed_memory_kept("cpu"):
         # The first blocks are mapped: small pieces in the heap must first find their places.
-        assert sum(is_mapped_again() for _ in range(40)) < 20
+        assert statistics.median(count_faults() for _ in range(40)) < mapped / 2
         assert resident_bytes() > before + _BLOCK_BYTES / 2
     assert resident_bytes() < before + _BLOCK_BYTES / 2
 

@@ -25,7 +25,9 @@ from fastcifar.training.checkpoint import load_checkpoint
 from fastcifar.training.evaluate import compute_logits, loss_and_accuracy
 
 
-def test_help_is_quick_and_names_the_commands() -> None:
+def test_help_takes_little_longer_than_the_interpreters_start() -> None:
+    """Most of its two starts' time is click's import; numpy's alone takes two starts more, torch's dozens."""
+
     def seconds(*command: str) -> float:
         """CPU time, which other work on the machine hardly changes."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -34,7 +36,7 @@ def test_help_is_quick_and_names_the_commands() -> None:
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     pairs = [(seconds("-m", "fastcifar", "--help"), seconds("-c", "pass")) for _ in range(5)]
-    assert statistics.median(ours - bare for ours, bare in pairs) < 0.3
+    assert statistics.median(ours / bare for ours, bare in pairs) < 5
 
 
 def test_help_imports_nothing_heavy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
