@@ -20,9 +20,6 @@ from fastcifar.files import write_json
 from fastcifar.machine import cpu_flags, describe_environment
 from fastcifar.training.device import is_bf16_fast
 
-# Of the model, forward and backward, without the input gradient of the first convolution; counted from its layers.
-GFLOP_PER_IMAGE = 3.329
-
 
 def load_images(data_dir: Path, num_images: int | None) -> Split:
     """The first images of the training set, all of them for None; missing data is prepared."""

@@ -8,7 +8,6 @@ from support.containers import NUM_BATCH, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES
 
 from fastcifar.data import cifar10
 
-REAL = cifar10.SPEC
 GOLDEN_VAL = [4, 7, 9, 10, 11, 12, 13, 15, 16, 17, 18, 20, 21, 24, 25, 32, 33, 36, 38, 39]
 
 
@@ -59,11 +58,3 @@ def test_split_never_changes() -> None:
     split = cifar10.split_test_set((np.arange(40) % 10).astype(np.uint8))
     assert split["val"].tolist() == GOLDEN_VAL
     assert split["test"].tolist() == [position for position in range(40) if position not in GOLDEN_VAL]
-
-
-def test_real_content() -> None:
-    assert (REAL.num_train, REAL.num_test) == (50_000, 10_000)
-    digests = [*REAL.digests.values(), REAL.official_test_digest]
-    assert all(len(digest) == 64 and set(digest) <= set("0123456789abcdef") for digest in digests)
-    assert len(set(digests)) == 4
-    assert list(REAL.digests) == list(cifar10.SPLITS)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fastcifar.training.compiled_network import CompiledNetwork, StepOptions
+from fastcifar.training.compiled_network import CompiledNetwork, StepOptions, _Unit
 from fastcifar.training.model import build_model
 
 ALL_OFF = StepOptions(combo_kernels=False, bf16_weights=False, recompute_relu_mask=False)
@@ -76,7 +76,8 @@ def test_batch_norm_by_our_kernels_computes_what_the_model_does() -> None:
 
 def test_batch_norm_by_our_kernels_takes_bf16() -> None:
     """Features are rounded as often as in the model: logits differ by a few bf16 roundings, 2**-9 each, and gradients
-    by the ReLUs that these switch. A wrong gradient would differ far more."""
+    by the ReLUs that these switch. A wrong gradient would have another direction; one that is counted twice, or half,
+    would have the same, and a norm that differs by 2: the norms may differ by half of that, in factors."""
     pytest.importorskip("triton", reason="torch for the CPU has no Triton")
     model = build_model(5).to(memory_format=torch.channels_last).train()
     networks = [
@@ -89,15 +90,21 @@ def test_batch_norm_by_our_kernels_takes_bf16() -> None:
     torch.testing.assert_close(our_logits, logits, rtol=0.05, atol=0.05)
     for ours, theirs in zip(our_gradients, gradients, strict=True):
         assert functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0) > 0.5
+        assert 2**-0.5 < ours.norm() / theirs.norm() < 2**0.5
 
 
-def test_relus_mask_at_zero_and_not_a_number() -> None:
-    """The gradient is 0 at 0, as ReLU's; values that are not finite are passed on, so the first bad step is found."""
-    values = torch.tensor([-1.0, 0.0, 2.0, float("nan"), float("inf")], requires_grad=True)
-    ours = torch.where(values <= 0, 0, values)
-    torch.testing.assert_close(ours, functional.relu(values), equal_nan=True)
-    (gradient,) = torch.autograd.grad(ours.sum(), values)
-    assert gradient.tolist() == [0, 0, 1, 1, 1]
+@pytest.mark.parametrize("is_recomputed", [False, True])
+def test_relu_has_no_gradient_at_zero_and_passes_on_nan(is_recomputed: bool) -> None:
+    """NaN is passed on, so that the first bad step is found."""
+    conv = nn.Conv2d(1, 1, 1, bias=False)
+    nn.init.ones_(conv.weight)
+    unit = _Unit(conv, nn.BatchNorm2d(1), StepOptions(recompute_relu_mask=is_recomputed), "fp32")
+    features, _ = unit(torch.tensor([-1.0, 0.0, 1.0]).reshape(3, 1, 1, 1))
+    assert features.flatten().tolist() == pytest.approx([0, 0, 1.5**0.5], rel=1e-5)  # divided by sqrt(2 / 3 + 1e-5)
+    (gradient,) = torch.autograd.grad(features.sum(), unit.norm.bias)
+    assert gradient.item() == 1  # only the third value's
+    features, _ = unit(torch.tensor([-1.0, float("nan"), 1.0]).reshape(3, 1, 1, 1))
+    assert features.isnan().all()
 
 
 def test_counters_are_not_part_of_it() -> None:
