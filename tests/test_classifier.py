@@ -141,6 +141,7 @@ def test_the_commands(
     assert list(evaluation["label_errors"][0])[:2] == ["image", "label"]
     assert sorted(path.name for path in Path("x").iterdir()) == ["calibration.svg", "labels.png"]
     assert (code, evaluation["split"], evaluation["mirror_tta"]) == (0, "val", True)
+    assert evaluation["precision"] == "bf16"
     code, _, err = call(monkeypatch, capsys, "evaluate", "run", "--tta", "--augmented")
     assert (code, err) == (2, "Error: --augmented and --tta exclude each other\n")
     code, _, err = call(monkeypatch, capsys, "evaluate", "none", "--label-errors", "x.gif")
@@ -167,10 +168,11 @@ def test_the_precision_is_chosen_for_the_machine(
     images = torch.from_numpy(TEST_IMAGES)
     fp32 = load_classifier(trained[0], precision="fp32")
     bf16 = load_classifier(trained[0])
-    assert (fp32.settings.precision, bf16.settings.precision, bf16.notes) == ("fp32", "bf16", ())
+    assert (fp32.precision, bf16.precision, bf16.notes) == ("fp32", "bf16", ())
     assert not torch.equal(fp32.logits(images), bf16.logits(images))
     monkeypatch.setattr(classifier_module, "is_bf16_fast", lambda _: False)
     chosen = load_classifier(trained[0])
+    assert (chosen.precision, chosen.settings.precision) == ("fp32", "bf16")  # here, and in the run
     assert torch.equal(chosen.logits(images), fp32.logits(images))
     note = "computed in fp32, because bf16 is slow here; --precision bf16 gives the run's own figures"
     assert chosen.notes == (note,)

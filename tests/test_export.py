@@ -17,8 +17,9 @@ from support.training_runs import run
 
 from fastcifar.data.folder import load_val_and_test
 from fastcifar.errors import FastcifarError
+from fastcifar.inference import classifier as classifier_module
 from fastcifar.inference import export
-from fastcifar.inference.classifier import load_classifier
+from fastcifar.inference.classifier import Classifier, load_classifier
 from fastcifar.inference.evaluation import evaluate_split
 from fastcifar.inference.export import TOLERANCE, export_model
 from fastcifar.pipeline.augment import affine_coeffs, sample_augmentation
@@ -150,6 +151,49 @@ def test_an_export_that_classifies_otherwise_is_not_written(finished: Path, monk
     assert sorted(finished.rglob("*")) == before
 
 
+class Mirrored(export.ImageClassifier):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.flip(2))
+
+
+class BlueFirst(export.ImageClassifier):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(images.flip(3))
+
+
+class OtherStd(export.ImageClassifier):
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__(classifier)
+        self.std = classifier.std * 1.1
+
+
+class OtherBias(export.ImageClassifier):
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__(classifier)
+        torch.nn.init.ones_(self.get_parameter("backbone.fc.bias"))
+
+
+@pytest.mark.parametrize("broken", [Mirrored, BlueFirst, OtherStd, OtherBias])
+def test_a_program_that_computes_otherwise_than_the_run_is_not_written(
+    broken: type[export.ImageClassifier], finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "ImageClassifier", broken)  # of the program that is written, and of that read back
+    before = sorted(finished.rglob("*"))
+    with pytest.raises(FastcifarError, match=r"hub is not written: read back, it gives \d+ of 10 test images another"):
+        export_model(finished, "safetensors")
+    assert sorted(finished.rglob("*")) == before
+
+
+def test_a_bf16_run_is_exported_in_fp32_and_its_card_says_bf16(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier_module, "is_bf16_fast", lambda _: False)  # on the machine that exports
+    content = load_checkpoint(finished / "best.pt")
+    content["settings"]["precision"] = "bf16"
+    save_checkpoint(finished / "best.pt", content)
+    hub = export_model(finished, "safetensors")
+    assert load_classifier(hub).settings.precision == "bf16"
+    assert "| augmented as in training, in bf16 | " in (hub / "README.md").read_text()
+
+
 def test_files_that_are_not_ours_are_refused(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(FastcifarError, match=r"model\.pt2 is not loaded, because torch unpickles it: name the run"):
         load_classifier(tiny / "run" / "model.pt2")
@@ -165,3 +209,16 @@ def test_files_that_are_not_ours_are_refused(tiny: Path, tmp_path: Path) -> None
         load_classifier(tmp_path / "x.safetensors")
     with pytest.raises(FastcifarError, match="device must be cpu for an ONNX file, not 'cuda'"):
         load_classifier(tiny / "run" / "model.onnx", "cuda")
+
+
+def test_an_onnx_file_is_computed_in_fp32_only(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tiny)
+    for precision in ("auto", "fp32"):
+        code, out, err = call(
+            monkeypatch, capsys, "evaluate", "run/model.onnx", "--precision", precision, "--data", "data", "--json"
+        )
+        assert (code, json.loads(out)["precision"], err) == (0, "fp32", "")
+    code, out, err = call(monkeypatch, capsys, "evaluate", "run/model.onnx", "--precision", "bf16", "--data", "data")
+    assert (code, out, err) == (2, "", "Error: --precision must be fp32 for an ONNX file, not 'bf16'\n")

@@ -165,6 +165,7 @@ def test_an_evaluation_on_a_narrow_terminal(
         checkpoint="runs/x/best.pt",
         recipe="adam89",
         num_epochs=3,
+        precision="fp32",
         split="test",
         num_images=1000,
         augmented=False,

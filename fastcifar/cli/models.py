@@ -170,7 +170,7 @@ def predict(
 def export(run_dir: Path, format: str, out: Path | None) -> None:  # noqa: A002
     """Write a finished run's best weights in a form that needs no fastcifar.
 
-    The file is read back, and kept only if it classifies the run's test images as the run does.
+    The file is read back, and kept only if it classifies the test images as an evaluation of the run does in fp32.
     """
     from fastcifar.inference.export import export_model
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastcifar.errors import FastcifarError, counted
+from fastcifar.errors import ArgumentError, FastcifarError, counted
 from fastcifar.inference.weights import load_plain_weights
 from fastcifar.kernels.winograd import why_unavailable
 from fastcifar.recipes import get_recipe
@@ -29,6 +29,7 @@ class Classifier:
         mean: `(3,)` float32, the normalisation's mean.
         std: `(3,)` float32, the normalisation's standard deviation.
         settings: the settings of the run that trained it.
+        precision: "bf16" or "fp32", in which it classifies.
         num_epochs: the number of epochs it was trained for; 0 if unknown.
         data_dir: the data folder of the run; None if unknown.
         notes: assumptions and choices made in loading it, one line each.
@@ -39,6 +40,7 @@ class Classifier:
     mean: Tensor
     std: Tensor
     settings: Settings
+    precision: str
     num_epochs: int
     data_dir: Path | None = None
     notes: tuple[str, ...] = ()
@@ -69,9 +71,7 @@ class Classifier:
 
     def _classify(self, images: Tensor, coeffs: Tensor | None) -> Tensor:
         """Logits of images, which are augmented if there are coefficients; all on the model's device."""
-        return compute_logits(
-            self.model, images, mean=self.mean, std=self.std, precision=self.settings.precision, coeffs=coeffs
-        )
+        return compute_logits(self.model, images, mean=self.mean, std=self.std, precision=self.precision, coeffs=coeffs)
 
 
 def describe_model(path: object, recipe: str, num_epochs: int) -> str:
@@ -87,15 +87,18 @@ def load_classifier(
     Args:
         path: a checkpoint, or a run directory for its `best.pt`; weights as safetensors, ONNX, or a plain state dict.
         device: as for training.
-        precision: "bf16" or "fp32"; "auto" is the training's, unless that is bf16 and bf16 is slow on the device.
+        precision: "bf16" or "fp32"; "auto" is the training's, unless that is bf16 and bf16 is slow on the device. An
+            ONNX file is always computed in fp32.
         convolution: which are used, see `training.convolution`; None for those of the training.
 
     Raises:
         FastcifarError: it cannot be read, is damaged, or holds no weights of this network.
     """
     classifier = _load(path, device)
-    if not isinstance(classifier.model, ResNet18):
-        return classifier  # onnxruntime runs it
+    if not isinstance(classifier.model, ResNet18):  # onnxruntime runs it
+        if precision not in ("auto", classifier.precision):
+            raise ArgumentError("precision", f"must be {classifier.precision} for an ONNX file, not {precision!r}")
+        return classifier
     settings, notes = classifier.settings, [*classifier.notes]
     if precision == "auto":
         precision = settings.precision
@@ -109,7 +112,7 @@ def load_classifier(
             notes.append(f"torch's own convolutions, not those of the training: {reason}")
         else:
             use_convolution(classifier.model, convolution)
-    return replace(classifier, settings=replace(settings, precision=precision), notes=tuple(notes))
+    return replace(classifier, precision=precision, notes=tuple(notes))
 
 
 def _load(path: Path, device: str) -> Classifier:
@@ -172,6 +175,7 @@ def build_classifier(
         mean=torch.tensor(settings.recipe.mean, device=device),
         std=torch.tensor(settings.recipe.std, device=device),
         settings=settings,
+        precision=settings.precision,
         num_epochs=num_epochs,
         data_dir=data_dir,
         notes=notes,

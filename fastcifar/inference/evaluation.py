@@ -33,6 +33,7 @@ class Evaluation:
         checkpoint: the path of the model.
         recipe: the name of the recipe it was trained with.
         num_epochs: the number of epochs it was trained for.
+        precision: "bf16" or "fp32", in which it was computed.
         split: "val", "test" or "test10k".
         num_images: the number of images.
         augmented: whether they were augmented.
@@ -50,6 +51,7 @@ class Evaluation:
     checkpoint: str
     recipe: str
     num_epochs: int
+    precision: str
     split: str
     num_images: int
     augmented: bool
@@ -117,6 +119,7 @@ def evaluate_split(
         checkpoint=str(classifier.path),
         recipe=classifier.settings.recipe.name,
         num_epochs=classifier.num_epochs,
+        precision=classifier.precision,
         split=split,
         num_images=len(all_labels),
         augmented=augmented,

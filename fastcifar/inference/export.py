@@ -1,6 +1,7 @@
 """Exports a finished run's weights for use without fastcifar: as safetensors, a torch.export program, or ONNX.
 
-Each file is read back before it is renamed into place, and must classify the run's test images as the run does.
+Each file is read back before it is renamed into place, and must classify the run's test images as an evaluation of the
+run does in fp32 with torch's convolutions.
 """
 
 import io
@@ -28,8 +29,9 @@ from fastcifar.kernels.gather import normalise
 from fastcifar.machine import check_installed
 from fastcifar.results.records import BEST_FILE, RESULTS_FILE, read_predictions, read_results
 
-# Relative to the largest logit. Summing float32 in another order changes it by about 1e-6, in 20 layers by at most
-# about 1e-4; a mistake in the preprocessing or in a layer's settings changes it far more than this.
+# Relative to the largest logit. Both sides add the same products in float32, in an order that depends on the program
+# and the memory format (channels-last or contiguous). Another order changes a layer by about 1e-6, 20 layers by at most
+# about 1e-4; a mistake in the preprocessing or in a layer's settings changes the logits far more than this.
 TOLERANCE = 1e-3
 
 _DEFAULT_NAMES = {"safetensors": "hub", "torch": "model.pt2", "onnx": "model.onnx"}
@@ -45,7 +47,7 @@ class ImageClassifier(nn.Module):
     """A network that includes its preprocessing: uint8 pixels in, logits out.
 
     Args:
-        classifier: the source of the weights, which are put into torch's layers.
+        classifier: the source of the weights; its model's last layer is replaced.
     """
 
     def __init__(self, classifier: Classifier) -> None:
@@ -86,7 +88,7 @@ def export_model(run_dir: Path, format: str, out: Path | None = None) -> Path:  
 
     Raises:
         FastcifarError: the path exists, the run is not finished, its weights are not finite, a package is missing, the
-            file cannot be written, or the written model classifies the test images differently.
+            file cannot be written, or the model that is read back classifies the test images differently.
     """
     if format not in _DEFAULT_NAMES:
         raise ArgumentError("format", f"must be {', '.join(_DEFAULT_NAMES)}, not {format!r}")
@@ -96,13 +98,13 @@ def export_model(run_dir: Path, format: str, out: Path | None = None) -> Path:  
         raise FastcifarError(f"{out} exists already: remove it, or give another path with --out")
     if not (run_dir / RESULTS_FILE).exists():
         raise FastcifarError(f"{run_dir} holds no {RESULTS_FILE}: only a finished run is exported")
-    classifier = load_classifier(run_dir / BEST_FILE, "cpu", convolution="torch")
+    classifier = load_classifier(run_dir / BEST_FILE, "cpu", precision="fp32", convolution="torch")
     if not all(value.isfinite().all() for value in classifier.model.state_dict().values()):
         raise FastcifarError(f"{classifier.path} holds weights that are not finite")
-    model = ImageClassifier(classifier).eval()
     tested = read_predictions(run_dir)
     images = torch.from_numpy(tested.images)
-    expected = _logits(model, images)
+    expected = classifier.logits(images)  # before its layers become the exported model's
+    model = ImageClassifier(classifier).eval()
     with replacing(out) as temporary:
         written = _WRITERS[format](temporary, model, classifier)
         _check_alike(out, _logits(written, images), expected)

@@ -113,6 +113,7 @@ def load_onnx(path: Path, device: str) -> Classifier:
         mean=torch.tensor(settings.recipe.mean),
         std=torch.tensor(settings.recipe.std),
         settings=settings,
+        precision="fp32",
         num_epochs=num_epochs,
         session=session,
     )
