@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import containers
 from support.command_line import ENVIRONMENT, PROGRAMS, call
 from support.training_runs import run
@@ -22,9 +23,10 @@ from fastcifar.inference import export
 from fastcifar.inference.classifier import Classifier, load_classifier
 from fastcifar.inference.evaluation import evaluate_split
 from fastcifar.inference.export import TOLERANCE, export_model
+from fastcifar.inference.prediction import predict_pictures
 from fastcifar.pipeline.augment import affine_coeffs, sample_augmentation
 from fastcifar.results import charts
-from fastcifar.results.records import read_results
+from fastcifar.results.records import read_predictions, read_results
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 
 safetensors = pytest.importorskip("safetensors.torch")
@@ -85,6 +87,34 @@ def test_exported_files_are_evaluated_as_the_run_is(tiny: Path, name: str) -> No
     figures = [evaluate_split(each, tiny / "data", "test10k") for each in (ours, theirs)]
     assert [each.num_images for each in figures] == [20, 20]
     assert figures[0].accuracy == figures[1].accuracy
+
+
+@pytest.mark.parametrize("name", ["hub", "model.onnx"])
+def test_the_commands_take_exported_files(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stored = read_predictions(tiny / "run")  # of its test images
+    names = ["0.png", "1.png", "2.png"]
+    for image, file in zip(stored.images, names, strict=False):
+        Image.fromarray(image).save(file)
+    path, theirs = str(tiny / "run" / name), load_classifier(tiny / "run", "cpu")
+    tolerance = 2 * TOLERANCE * float(abs(stored.logits).max())  # of a log-probability: of its logit and of the sum's
+    options = ["--device", "cpu", "--json"]
+
+    code, out, err = call(monkeypatch, capsys, "evaluate", path, "--data", str(tiny / "data"), *options)
+    assert (code, err) == (0, "")
+    found, expected = json.loads(out), evaluate_split(theirs, tiny / "data", "test")
+    assert (found["num_images"], found["accuracy"]) == (10, expected.accuracy)
+    assert found["loss"] == pytest.approx(expected.loss, abs=tolerance)
+
+    code, out, err = call(monkeypatch, capsys, "predict", path, *names, *options)
+    assert (code, err) == (0, "")
+    for row, prediction in zip(json.loads(out), predict_pictures(theirs, [*map(Path, names)]), strict=True):
+        assert row["path"] == prediction.path
+        assert [guess["class"] for guess in row["top"]] == [guess.class_name for guess in prediction.top]
+        for guess, theirs_guess in zip(row["top"], prediction.top, strict=True):
+            assert math.log(guess["probability"] / theirs_guess.probability) == pytest.approx(0, abs=tolerance)
 
 
 def test_the_weights_are_torchvisions_and_the_card_says_what_they_reach(tiny: Path) -> None:

@@ -1,5 +1,6 @@
 """The public names of `import fastcifar`."""
 
+import json
 import re
 import subprocess
 import sys
@@ -95,6 +96,36 @@ def test_the_readmes_example_runs(
     assert names["run_dir"] == run_dir
     assert '"recipe": "mine"' in (run_dir / "config.json").read_text()
     assert capsys.readouterr().out == f"{run_dir}: {names['evaluation'].accuracy:.1%} of 20 images\n"
+
+
+def test_the_example_of_a_logger_runs(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "loggers.md").read_text(), re.DOTALL)
+    chosen = 'resolve_settings(RECIPES["adam89"])'
+    assert example.count(chosen) == 1
+    short = 'epochs=2, num_train_images=8, global_batch_size=8, device="cpu"'
+    example = example.replace(chosen, chosen.replace(")", f", {short})"))
+    monkeypatch.chdir(tmp_path)
+    assert tiny_data == Path("data").absolute()
+    begun: list[tuple[str, dict[str, Any]]] = []
+    logged: list[tuple[int, dict[str, Any]]] = []
+
+    class Service:
+        def log(self, values: dict[str, Any], step: int) -> None:
+            logged.append((step, values))
+
+    def init(name: str, config: dict[str, Any]) -> Service:
+        begun.append((name, config))
+        return Service()
+
+    service = ModuleType("other_service")
+    service.init = init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "other_service", service)
+    exec(compile(example, "loggers.md", "exec"), {})
+    (run_dir,) = Path("runs").iterdir()
+    assert [(name, config["recipe"]) for name, config in begun] == [(run_dir.name, "adam89")]
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    assert logged == [(step, json.loads(line)) for step, line in enumerate(lines, start=1)]
+    assert len(lines) == 2
 
 
 def test_the_pages_recipe_is_a_diff_that_applies(tmp_path: Path) -> None:

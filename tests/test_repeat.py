@@ -1,3 +1,4 @@
+import json
 import math
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from support.training_runs import Listener, tiny_settings
 
 from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.pipeline.loader import Loader
-from fastcifar.results.records import read_config
+from fastcifar.results.records import read_config, read_results
 from fastcifar.results.repeats import read_repeats
 from fastcifar.training.repeat import train_seeds
 from fastcifar.training.trainer import Trainer
@@ -65,3 +66,29 @@ def test_a_seed_that_diverges_is_kept_and_not_tried_again(
     code, _, err = call(monkeypatch, capsys, *command, "--quiet")
     assert (code, err.count("\n")) == (0, 1)
     assert err.startswith("note: SLURM_NTASKS is 4, but without torchrun ")
+
+
+def test_two_recipes_are_trained_and_compared(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--epochs", "1", "--train-images", "8", "--batch-size", "8", "--device", "cpu", "--seeds", "2"]
+    code, out, err = call(monkeypatch, capsys, "repeat", "--recipe", "adam89", "--recipe", "sgd92", *options)
+    assert (code, err) == (0, "")
+    assert "sgd92 minus adam89, points of accuracy (Welch's t test, 2 and 2 seeds)" in out
+    folder = Path("seeds-compared")
+    summary, png, svg = (folder / name for name in ("summary.json", "charts/seeds.png", "charts/seeds.svg"))
+    assert out.splitlines()[-3:] == [str(path) for path in (summary, png, svg)]
+    assert png.stat().st_size > 10_000
+    written = json.loads(summary.read_text())
+    assert [group["name"] for group in written["groups"]] == ["adam89", "sgd92"]
+    means = []
+    for name in ("adam89", "sgd92"):
+        runs = [folder / name / f"seed-{seed}" for seed in (42, 43)]
+        assert [(read_config(run).settings["recipe"], read_config(run).seed) for run in runs] == [
+            (name, 42),
+            (name, 43),
+        ]
+        means.append(sum(read_results(run).test10k_accuracy for run in runs) / 2)
+    found = written["comparison"]["differences"]["test10k_accuracy"]
+    assert (found["n"], round(found["difference"], 9)) == ([2, 2], round(means[1] - means[0], 9))

@@ -210,6 +210,23 @@ def test_the_command_summarises_folders(
         assert call(monkeypatch, capsys, "repeat", *arguments) == (2, "", f"Error: {message}\n")
 
 
+def test_the_command_compares_two_folders_seed_by_seed(
+    three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for seed, accuracy in ((43, 0.640), (44, 0.659), (50, 0.640)):
+        write_seed(tmp_path / "better", seed, accuracy)
+    code, out, err = call(monkeypatch, capsys, "repeat", "three", "better", "--paired", "--out", "compared")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    title = lines.index("better minus three, points of accuracy (paired t test, 2 and 2 seeds)")
+    # 2.0 and 1.9 points: 1.95 with a standard error of 0.05, and Student's t of 12.7062 with 1 degree of freedom.
+    assert lines[title + 2].split() == ["clean", "+1.95", "+1.31", "to", "+2.59", "0.016"]
+    comparison = json.loads(Path("compared/summary.json").read_text())["comparison"]
+    assert comparison["test"] == "paired t"
+    assert comparison["differences"]["test_accuracy"]["difference"] == pytest.approx(0.0195)
+
+
 def test_a_folder_of_seeds_is_reported_as_one_page(
     three: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,14 +3,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from support.command_line import call
+from support.command_line import TRAIN, call
 from support.figure_parts import build_metrics, build_results
 from support.training_runs import Listener
 
 from fastcifar.errors import FastcifarError
-from fastcifar.results.records import EpochMetrics
+from fastcifar.results.records import EpochMetrics, read_metrics, read_results
 from fastcifar.training.callbacks import Callback, Callbacks
 from fastcifar.training.tensorboard import TensorBoardLogger
+
+TAGS = {
+    "loss/train": "train_loss",
+    "loss/val": "val_loss",
+    "accuracy/train": "train_accuracy",
+    "accuracy/val": "val_accuracy",
+    "learning_rate": "lr",
+    "throughput_img_per_s": "img_per_s",
+}
 
 
 class View(Listener):
@@ -58,19 +67,28 @@ def test_every_epoch_is_logged_and_a_resumed_one_once(tmp_path: Path) -> None:
         callback.on_epoch_end(line)
     tell(TensorBoardLogger(), tmp_path, metrics, num_finished=2)
     found = scalars(tmp_path)
-    for tag, key in (
-        ("loss/train", "train_loss"),
-        ("loss/val", "val_loss"),
-        ("accuracy/train", "train_accuracy"),
-        ("accuracy/val", "val_accuracy"),
-        ("learning_rate", "lr"),
-        ("throughput_img_per_s", "img_per_s"),
-    ):
+    for tag, key in TAGS.items():
         assert [step for step, _ in found[tag]] == [1, 2, 3, 4]
         assert [value for _, value in found[tag]] == pytest.approx([getattr(line, key) for line in metrics])
     for tag, accuracy in (("accuracy/test_accuracy", 0.7), ("accuracy/test_accuracy_augmented", 0.65)):
         ((step, value),) = found[tag]
         assert (step, round(value, 6)) == (2, accuracy)  # TensorBoard keeps float32
+
+
+def test_the_command_logs_a_training(
+    tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    monkeypatch.chdir(tmp_path)
+    options = ["--epochs", "2", "--train-images", "8", "--log", "tensorboard", "--out", "run"]
+    code, _, err = call(monkeypatch, capsys, *TRAIN, *options)
+    assert (code, err) == (0, "")
+    found, results = scalars(Path("run")), read_results(Path("run")).best
+    for tag, key in TAGS.items():
+        expected = [(line.epoch + 1, getattr(line, key)) for line in read_metrics(Path("run"))]
+        assert found[tag] == [(step, pytest.approx(value)) for step, value in expected]
+    for key in ("test_accuracy", "test_accuracy_augmented"):
+        assert found[f"accuracy/{key}"] == [(results.epoch + 1, pytest.approx(getattr(results, key)))]
 
 
 def test_a_logger_that_fails_is_left_out_and_stops_nothing(tmp_path: Path) -> None:
