@@ -25,6 +25,7 @@ from fastcifar.pipeline.loader import Batch, EpochPlanner, Loader, ResidentLoade
 from fastcifar.recipes import Recipe
 from fastcifar.training.allocator import freed_memory_kept
 from fastcifar.training.convolution import TORCH, choose_convolution
+from fastcifar.training.device import use_fast_kernels
 from fastcifar.training.model import build_model
 from fastcifar.training.trainer import Trainer
 
@@ -60,7 +61,8 @@ class FastCifar(Contender):
         num_workers: int,
         convolution: str = "auto",
     ) -> None:
-        compiles = torch.backends.cudnn.benchmark = device.type == "cuda"  # as training sets it
+        use_fast_kernels(device)
+        compiles = device.type == "cuda"
         chosen = choose_convolution(convolution, device, precision)
         self._trainer = Trainer(recipe, device, precision=precision, compile=compiles, convolution=chosen)
         self._recipe, self._device, self._epoch = recipe, device, 0

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import click
 import torch
-from measure import choose_device, choose_precision, describe_machine, print_table, synchronise, write_results
+from measure import describe_machine, print_table, synchronise, write_results
 from torch import Tensor, nn
 
 from fastcifar.kernels import winograd
 from fastcifar.training.allocator import freed_memory_kept
+from fastcifar.training.device import choose_precision, resolve_device
 from fastcifar.training.model import build_model
 
 PASSES = {winograd.FORWARD: "forward", winograd.INPUT_GRADIENT: "input grad", winograd.WEIGHT_GRADIENT: "weight grad"}
@@ -175,7 +176,7 @@ def to_table(rows: list[dict[str, Any]]) -> str:
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write all times here.")
 def main(device_name: str, precision: str | None, batch_size: int, seconds: float, out: Path | None) -> None:
     """Measure, print and write."""
-    device = choose_device(device_name)
+    device = resolve_device(device_name)
     torch.backends.cudnn.benchmark = True
     precision = precision or choose_precision(device)
     machine = describe_machine(device)

@@ -18,7 +18,6 @@ from fastcifar.data.folder import Split, is_untouched, load_train
 from fastcifar.data.prepare import prepare_data
 from fastcifar.files import write_json
 from fastcifar.machine import cpu_flags, describe_environment
-from fastcifar.training.device import is_bf16_fast
 
 
 def load_images(data_dir: Path, num_images: int | None) -> Split:
@@ -69,18 +68,6 @@ def measure_ceiling(device: torch.device, precision: str) -> dict[str, float]:
         "matmul_tflop_per_s": tflop_per_s,
         "copy_gb_per_s": gb_per_s,
     }
-
-
-def choose_device(name: str) -> torch.device:
-    """The named device, or the one that "auto" means."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
-
-
-def choose_precision(device: torch.device) -> str:
-    """bf16 if the hardware is fast at it, otherwise fp32, as training chooses."""
-    return "bf16" if is_bf16_fast(device) else "fp32"
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from baselines import DataLoaderContender, StockFfcv
 from measure import (
-    choose_device,
     describe_machine,
     load_images,
     measure_ceiling,
@@ -31,6 +30,7 @@ from fastcifar.kernels.gather import gather_augmented, normalise
 from fastcifar.kernels.gather_numba import augment_into
 from fastcifar.pipeline.augment import affine_coeffs, sample_augmentation
 from fastcifar.recipes import RECIPES
+from fastcifar.training.device import resolve_device
 
 _BYTES_PER_IMAGE = 3072 + 2 * 3072  # uint8 read, bf16 written
 _SLOW = 8  # the DataLoaders get one image in this many: they are about a hundred times slower
@@ -158,7 +158,7 @@ def main(
     out: Path | None,
 ) -> None:
     """Measure in rounds, print a table, and write it."""
-    device = choose_device(device_name)
+    device = resolve_device(device_name)
     split = load_images(data_dir, num_images)
     machine = describe_machine(device)
     ceiling = measure_ceiling(device, "fp32")

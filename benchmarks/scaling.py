@@ -25,7 +25,8 @@ from fastcifar.distributed import World, init_distributed
 from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader
 from fastcifar.recipes import RECIPES, get_recipe
 from fastcifar.training.allocator import freed_memory_kept
-from fastcifar.training.device import is_bf16_fast, resolve_device
+from fastcifar.training.convolution import choose_convolution
+from fastcifar.training.device import choose_precision, resolve_device, use_fast_kernels
 from fastcifar.training.trainer import Trainer
 
 _WARM_STEPS = 2
@@ -35,7 +36,7 @@ def serve(name: str, num_steps: int, data_dir: Path, out: Path) -> None:
     """One rank of a measured job: train, and let rank 0 write the rate of all."""
     with init_distributed() as world:
         device = resolve_device("auto", world)
-        torch.backends.cudnn.benchmark = device.type == "cuda"  # as training sets it
+        use_fast_kernels(device)
         rate = measure_rate(name, num_steps, data_dir, world, device)
         if world.is_main:
             out.write_text(json.dumps(rate), encoding="utf-8")
@@ -44,8 +45,11 @@ def serve(name: str, num_steps: int, data_dir: Path, out: Path) -> None:
 def measure_rate(name: str, num_steps: int, data_dir: Path, world: World, device: torch.device) -> float:
     """Images per second of all ranks together."""
     recipe, split = get_recipe(name), load_images(data_dir, None)
-    precision = "bf16" if is_bf16_fast(device) else "fp32"
-    trainer = Trainer(recipe, device, precision=precision, compile=device.type == "cuda", world=world)
+    precision = choose_precision(device)
+    convolution = choose_convolution("auto", device, precision)
+    trainer = Trainer(
+        recipe, device, precision=precision, compile=device.type == "cuda", world=world, convolution=convolution
+    )
     planner = EpochPlanner(torch.from_numpy(split.indices).to(device), recipe, world)
     images, labels = torch.from_numpy(split.images).to(device), torch.from_numpy(split.labels).long().to(device)
     loader = ResidentLoader(images, labels, planner)

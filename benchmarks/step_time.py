@@ -11,7 +11,7 @@ from typing import Any
 import click
 import torch
 from matplotlib.figure import Figure
-from measure import choose_precision, describe_machine, print_table, write_results
+from measure import describe_machine, print_table, write_results
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -20,6 +20,7 @@ from fastcifar.pipeline.loader import FixedBatch
 from fastcifar.recipes import get_recipe
 from fastcifar.training.allocator import freed_memory_kept
 from fastcifar.training.convolution import choose_convolution
+from fastcifar.training.device import choose_precision
 from fastcifar.training.trainer import Trainer
 
 PARTS = {

@@ -23,8 +23,6 @@ from convolutions import measure_convolutions
 from isolated import IsolatedContender, Task, Timing
 from matplotlib.figure import Figure
 from measure import (
-    choose_device,
-    choose_precision,
     describe_machine,
     load_images,
     measure_ceiling,
@@ -36,6 +34,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fastcifar.files import replacing
 from fastcifar.recipes import RECIPES
+from fastcifar.training.device import choose_precision, resolve_device
 
 _CEILING_S = 0.3  # for each convolution and pass
 # A step's time relative to torch's convolutions, as an estimate before anything is built.
@@ -228,7 +227,7 @@ def main(
     out: Path | None,
 ) -> None:
     """Measure, print a table for each recipe, and write them."""
-    device = choose_device(device_name)
+    device = resolve_device(device_name)
     split = load_images(data_dir, num_images)
     machine = describe_machine(device)
     precision = choose_precision(device)

@@ -129,22 +129,6 @@ def world_from_env() -> World:
     )
 
 
-# Launchers that start a program several times, by the variable that tells each process how many there are.
-_LAUNCHERS = {"SLURM_NTASKS": "srun", "OMPI_COMM_WORLD_SIZE": "mpirun", "PMI_SIZE": "mpiexec"}
-
-
-def launcher_hint() -> str:
-    """What to do if a cluster's launcher started several processes that do not know of each other; empty otherwise."""
-    for variable, launcher in _LAUNCHERS.items():
-        num_tasks = os.environ.get(variable, "")
-        if num_tasks.isdecimal() and int(num_tasks) > 1 and "WORLD_SIZE" not in os.environ:
-            return (
-                f"{variable} is {num_tasks}, but without torchrun each process trains a separate run: let {launcher} "
-                "start one `torchrun --nproc-per-node GPUS -m fastcifar train ...` on each machine"
-            )
-    return ""
-
-
 @contextlib.contextmanager
 def init_distributed() -> Iterator[World]:
     """Join torchrun's process group for the length of the context; a nested call does nothing.

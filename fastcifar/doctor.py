@@ -119,10 +119,10 @@ def _check_compiler() -> tuple[str, str]:
 def _check_convolution() -> tuple[str, str]:
     from fastcifar.kernels.winograd import why_unavailable
     from fastcifar.training.convolution import TORCH, choose_convolution
-    from fastcifar.training.device import is_bf16_fast, resolve_device
+    from fastcifar.training.device import choose_precision, resolve_device
 
     device = resolve_device("auto")
-    precision = "bf16" if is_bf16_fast(device) else "fp32"
+    precision = choose_precision(device)
     convolution = choose_convolution("auto", device, precision)
     if device.type != "cpu":
         return "torch's (cuDNN)", ""

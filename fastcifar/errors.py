@@ -22,6 +22,16 @@ class ArgumentError(FastcifarError):
         self.argument, self.problem = argument, problem
 
 
+def check_choice(argument: str, value: object, *known: str) -> None:
+    """Refuse a value that is not one of the known ones.
+
+    Raises:
+        ArgumentError: it is not; the message lists them.
+    """
+    if value not in known:
+        raise ArgumentError(argument, f"must be {', '.join(known[:-1])} or {known[-1]}, not {value!r}")
+
+
 class DivergedError(FastcifarError):
     """A run's loss is not finite, and further training would not change that.
 

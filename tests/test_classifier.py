@@ -174,7 +174,7 @@ def test_the_precision_is_chosen_for_the_machine(
     chosen = load_classifier(trained[0])
     assert (chosen.precision, chosen.settings.precision) == ("fp32", "bf16")  # here, and in the run
     assert torch.equal(chosen.logits(images), fp32.logits(images))
-    note = "computed in fp32, because bf16 is slow here; --precision bf16 gives the run's own figures"
+    note = "computed in fp32, because bf16 is slow here; precision bf16 gives the run's own figures"
     assert chosen.notes == (note,)
     assert torch.equal(load_classifier(trained[0], precision="bf16").logits(images), bf16.logits(images))
 

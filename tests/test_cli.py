@@ -56,7 +56,7 @@ BAD: list[tuple[list[str], str]] = [
     (["train", "--recipe", "sgd92", "--epochs", "x"], "Invalid value for '--epochs': 'x' is not a valid integer."),
     (["train", "--recipe", "sgd92", "--batch-size", "-5"], "--batch-size must be between 1 and 50,000, not -5"),
     (["train", "--recipe", "sgd92", "--device", "tpu"], "--device must be auto, cpu, cuda or cuda:<index>, not 'tpu'"),
-    (["train", "--recipe", "sgd92", "--out", "junk"], "junk is not empty: give a new directory with --out"),
+    (["train", "--recipe", "sgd92", "--out", "junk"], "junk is not empty: give a new directory"),
     (
         ["train", "--recipe", "sgd92", "--data", "junk"],
         "junk holds no prepared data (no manifest.json): run `fastcifar prepare --out junk`",
@@ -307,7 +307,7 @@ def test_resume_goes_on_with_the_runs_own_settings(
     code, _, err = call(monkeypatch, capsys, "train", "--resume", "run")
     assert (code, err) == (2, "Error: run is finished: there is nothing left to do\n")
     code, _, err = call(monkeypatch, capsys, *TRAIN, "--out", "run")
-    assert (code, err) == (2, "Error: run is not empty: give a new directory with --out\n")
+    assert (code, err) == (2, "Error: run is not empty: give a new directory\n")
 
 
 def test_charts_and_reports_lie_where_they_are_expected(
@@ -333,6 +333,13 @@ def test_charts_and_reports_lie_where_they_are_expected(
     code, _, err = call(monkeypatch, capsys, "report", "part", "--out", "y/folder")
     assert (code, err) == (2, "Error: cannot write y/folder: Is a directory\n")
     assert [path.name for path in (tmp_path / "y").iterdir() if path.is_file()] == ["z.html"]
+
+
+def test_the_view_is_up_before_torch_is_imported() -> None:
+    code = "import sys\nfrom fastcifar.cli.training import _progress\nwith _progress(None, quiet=True): "
+    code += "print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_the_command_of_a_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:

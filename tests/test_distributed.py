@@ -18,7 +18,8 @@ from support.command_line import PROGRAMS, PYTHONPATH
 from support.containers import NUM_TRAIN, TRAIN_IMAGES, TRAIN_LABELS
 from support.training_runs import assert_same_run
 
-from fastcifar.distributed import ALONE, World, init_distributed, launcher_hint, world_from_env
+from fastcifar.cli.torchrun import launcher_hint
+from fastcifar.distributed import ALONE, World, init_distributed, world_from_env
 from fastcifar.errors import FastcifarError
 from fastcifar.kernels.gather import gather_augmented
 from fastcifar.pipeline.augment import affine_coeffs, draw_order, sample_augmentation
@@ -249,7 +250,7 @@ def test_every_rank_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_sync_bn_needs_cuda() -> None:
-    with pytest.raises(FastcifarError, match="sync_bn needs CUDA devices: torch synchronises batch norm on no"):
+    with pytest.raises(FastcifarError, match="sync_bn needs CUDA: torch synchronises batch norm on CUDA"):
         resolve_settings(get_recipe("sgd92"), device="cpu", sync_bn=True)
 
 

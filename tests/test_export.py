@@ -152,7 +152,7 @@ def test_what_cannot_be_exported_is_one_line_and_nothing_is_written(
         assert sorted(finished.parent.rglob("*")) == before
         return err.removeprefix("Error: ")
 
-    exists = "run/best.pt exists already: remove it, or give another path with --out\n"
+    exists = "run/best.pt exists already: remove it, or give another path\n"
     assert message("run", "--format", "onnx", "--out", "run/best.pt") == exists
     assert message("none", "--format", "torch") == "none holds no results.json: only a finished run is exported\n"
     content = load_checkpoint(finished / "best.pt")

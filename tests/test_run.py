@@ -251,10 +251,12 @@ def test_a_loss_that_is_no_number_stops_the_run(
 
 def test_an_existing_run_is_never_overwritten(finished_run: tuple[Path, Results], tiny_data: Path) -> None:
     out, _ = finished_run
-    with pytest.raises(FastcifarError, match=rf"{out} is not empty: give a new directory with --out$"):
+    with pytest.raises(FastcifarError, match=rf"{out} is not empty: give a new directory$"):
         run(tiny_data, out)
     (out / "results.json").unlink()
-    with pytest.raises(FastcifarError, match=rf"{out} is not empty: .* --out, or continue with --resume {out}$"):
+    with pytest.raises(
+        FastcifarError, match=rf"{out} is not empty: .*, or continue with `fastcifar train --resume {out}`$"
+    ):
         run(tiny_data, out)
 
 
@@ -394,7 +396,7 @@ def test_a_failing_compiler_is_one_line(tiny_data: Path, tmp_path: Path, monkeyp
         raise RuntimeError("no C compiler\nmore about it")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
-    with pytest.raises(FastcifarError, match=r"^torch\.compile failed \(no C compiler\): train without it \(--no-comp"):
+    with pytest.raises(FastcifarError, match=r"^torch\.compile failed \(no C compiler\): use compile=False \(--no-comp"):
         run(tiny_data, tmp_path / "run", compile=True)
 
 

@@ -60,6 +60,8 @@ def test_choices_are_taken() -> None:
         ),
         ({"num_eval_images": 0}, "num_eval_images must be between 1 and 5,000, not 0"),
         ({"seed": 2**32}, "seed must be between 0 and 4,294,967,295, not 4,294,967,296"),
+        ({"loader": "steamed"}, "loader must be resident or streamed, not 'steamed'"),
+        ({"precision": "fp16"}, "precision must be auto, bf16 or fp32, not 'fp16'"),
         ({"device": "gpu"}, "device must be auto, cpu, cuda or cuda:<index>, not 'gpu'"),
         ({"device": "meta"}, "device must be auto, cpu, cuda or cuda:<index>, not 'meta'"),
         ({"device": "cpu:1"}, "device must be auto, cpu, cuda or cuda:<index>, not 'cpu:1'"),

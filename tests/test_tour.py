@@ -1,7 +1,13 @@
+import re
+from typing import Any
+
 import pytest
 import tour
+from support.narrow import use_narrow_network
 
 from fastcifar.recipes import get_recipe
+from fastcifar.training.settings import resolve_settings
+from fastcifar.training.trainer import Trainer
 
 
 @pytest.mark.parametrize(
@@ -25,3 +31,23 @@ def test_the_expected_accuracy_is_of_a_measured_tour_that_is_no_larger() -> None
     assert tour.expected_accuracy(50_000) == tour.ACCURACIES[sizes[-1]]
     accuracies = [tour.ACCURACIES[size] for size in sizes]
     assert 0.1 < accuracies[0] < accuracies[-1] < 0.89
+
+
+def test_it_measures_the_step_that_is_trained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built: list[dict[str, Any]] = []
+
+    def build(recipe: Any, device: Any, **options: Any) -> Trainer:
+        built.append(options)
+        return Trainer(recipe, device, **options)
+
+    use_narrow_network(monkeypatch)
+    monkeypatch.setattr(tour, "Trainer", build)
+    monkeypatch.setattr(tour, "MEASURE_S", 0.0)
+    tour.main()
+    settings = resolve_settings(get_recipe(tour.RECIPE))
+    assert built == [{"precision": settings.precision, "compile": False, "convolution": settings.convolution}]
+    out, err = capsys.readouterr()
+    assert re.fullmatch(r"--epochs 3 --train-images \d+ --eval-images 1000\n", out)
+    assert re.match(r"This machine trains about \d+ images a second, so the whole adam89 recipe would take", err)

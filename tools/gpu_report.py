@@ -28,7 +28,7 @@ import torch.distributed as dist
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # a GPU host may have a bare checkout only
 
-from measure import choose_device, choose_precision, describe_machine, load_images, spread, synchronise  # noqa: E402
+from measure import describe_machine, load_images, spread, synchronise  # noqa: E402
 
 from fastcifar.data import cifar10  # noqa: E402
 from fastcifar.data.folder import Split  # noqa: E402
@@ -42,6 +42,7 @@ from fastcifar.recipes import RECIPES  # noqa: E402
 from fastcifar.results.records import LAST_FILE, RESULTS_FILE  # noqa: E402
 from fastcifar.terminal import RunView  # noqa: E402
 from fastcifar.training.compiled_network import StepOptions  # noqa: E402
+from fastcifar.training.device import choose_precision, resolve_device, use_fast_kernels  # noqa: E402
 from fastcifar.training.gradients import GradientAverage  # noqa: E402
 from fastcifar.training.run import resume_training, train_model  # noqa: E402
 from fastcifar.training.settings import resolve_settings  # noqa: E402
@@ -399,9 +400,9 @@ def write_report(out: Path) -> None:
 @click.option("--random-images", is_flag=True, help="Use no data; skips throughput and recipes.")
 def main(stages: tuple[str, ...], device: str, **options: Any) -> None:
     """Make the missing measurements of the stages, then write the report."""
-    campaign = Campaign(device=choose_device(device), **options)
+    campaign = Campaign(device=resolve_device(device), **options)
     campaign.out.mkdir(parents=True, exist_ok=True)
-    torch.backends.cudnn.benchmark = True  # as `train_model` sets it
+    use_fast_kernels(campaign.device)
     for name in stages or STAGES:
         run_stage(name, campaign)
         write_report(campaign.out)

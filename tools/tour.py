@@ -31,7 +31,9 @@ def measure_rate(settings: Settings) -> float:
         num_threads=settings.num_threads,
         deterministic=settings.deterministic,
     ):
-        trainer = Trainer(settings.recipe, device, precision=settings.precision, compile=False)
+        trainer = Trainer(
+            settings.recipe, device, precision=settings.precision, compile=False, convolution=settings.convolution
+        )
         images = torch.zeros((batch_size, 32, 32, 3), dtype=torch.uint8, device=device)
         loader = FixedBatch(images, torch.zeros(batch_size, dtype=torch.int64, device=device))
         trainer.begin_epoch()

@@ -10,6 +10,7 @@ import click
 
 from fastcifar import __version__
 from fastcifar.cli import models, runs, setup, training
+from fastcifar.cli.torchrun import process_rank
 from fastcifar.errors import ArgumentError, FastcifarError, Interrupted, one_line, reason
 from fastcifar.streams import open_standard_streams
 
@@ -93,7 +94,7 @@ def _option_of(argument: str) -> str:
 
 
 def _fail(message: str) -> None:
-    rank = os.environ.get("RANK", "0") if os.environ.get("WORLD_SIZE", "1") != "1" else "0"
+    rank = process_rank()
     who = "" if rank == "0" else f"rank {rank}: "
     click.echo(f"Error: {who}{one_line(' '.join(message.split()))}", err=True)
     sys.exit(2)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastcifar.cli.options import PATH, training_options
+from fastcifar.cli.torchrun import command_prefix, launcher_hint, process_rank
 from fastcifar.recipes import RECIPES, get_recipe
 from fastcifar.streams import may_be_lost
 
@@ -48,7 +49,6 @@ def train(
         _refuse_options(given, _WITH_RESUME, "--resume continues with the run's settings")
     elif recipe_name is None:
         raise click.UsageError(f"Missing option '--recipe'. Choose from: {', '.join(RECIPES)}")
-    from fastcifar.distributed import world_from_env
     from fastcifar.results.records import LAST_FILE
     from fastcifar.terminal import show_summary
 
@@ -62,7 +62,7 @@ def train(
         else:
             settings = resolve_settings(get_recipe(recipe_name or ""), **choices)
             run_dir, results = train_model(settings, data_dir, out, callback)
-    if not world_from_env().is_main:
+    if process_rank() != "0":
         return
     if quiet:
         click.echo(run_dir)
@@ -75,7 +75,6 @@ def train(
 @contextlib.contextmanager
 def _progress(log: str | None, *, quiet: bool) -> Iterator["Callback"]:
     """Show the progress of runs, on rank 0 only; `log` names a logger that is called too."""
-    from fastcifar.distributed import launcher_hint, world_from_env
     from fastcifar.terminal import RunView
     from fastcifar.training.callbacks import Callbacks
 
@@ -83,7 +82,7 @@ def _progress(log: str | None, *, quiet: bool) -> Iterator["Callback"]:
         may_be_lost(sys.stdout)  # a closed terminal or a full log is no reason to stop
     if hint := launcher_hint():
         click.echo(f"note: {hint}", err=True)
-    with RunView(quiet=quiet or not world_from_env().is_main) as view:
+    with RunView(quiet=quiet or process_rank() != "0") as view:
         if log is None:
             yield view
         else:
@@ -94,13 +93,7 @@ def _progress(log: str | None, *, quiet: bool) -> Iterator["Callback"]:
 
 def command_of_whole_run() -> str:
     """The command that was typed, without the options that shorten the run or are its own."""
-    from fastcifar.distributed import world_from_env
-
-    words, world, context = ["fastcifar", "train"], world_from_env(), click.get_current_context()
-    if world.size > 1:
-        nodes = ["--nnodes", str(world.size // world.local_size)] if world.size > world.local_size else []
-        words = ["torchrun", *nodes, "--nproc-per-node", str(world.local_size), "-m", *words]
-    given = _given_options()
+    words, context, given = [*command_prefix(), "train"], click.get_current_context(), _given_options()
     for param in context.command.params:
         if param.name is None or param.name not in given or param.name in _OF_ONE_RUN:
             continue
@@ -169,8 +162,6 @@ def repeat(
     else:
         out = out or (folders[0] if folders else Path("runs", f"{recipe_names[0]}-seeds"))
         folders = folders or (out,)
-    from fastcifar.distributed import world_from_env
-
     if recipe_names:
         with _progress(log, quiet=quiet) as callback:
             from fastcifar.training.repeat import train_seeds
@@ -180,7 +171,7 @@ def repeat(
                 settings = resolve_settings(get_recipe(name), **choices)
                 first = settings.recipe.seed
                 train_seeds(settings, range(first, first + num_seeds), data_dir, folder, callback)
-    if not world_from_env().is_main:
+    if process_rank() != "0":
         return
     from fastcifar.results.repeats import compare_repeats, read_repeats
     from fastcifar.results.seed_tables import build_tables

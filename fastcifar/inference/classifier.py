@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fastcifar.errors import ArgumentError, FastcifarError, counted
+    return replace(classifier, precision=chosen, notes=tuple(notes))
 from fastcifar.inference.weights import load_plain_weights
 from fastcifar.kernels.winograd import why_unavailable
 from fastcifar.recipes import get_recipe
@@ -94,17 +94,19 @@ def load_classifier(
     Raises:
         FastcifarError: it cannot be read, is damaged, or holds no weights of this network.
     """
+    check_choice("precision", precision, "auto", "bf16", "fp32")
     classifier = _load(path, device)
     if not isinstance(classifier.model, ResNet18):  # onnxruntime runs it
         if precision not in ("auto", classifier.precision):
             raise ArgumentError("precision", f"must be {classifier.precision} for an ONNX file, not {precision!r}")
         return classifier
     settings, notes = classifier.settings, [*classifier.notes]
-    if precision == "auto":
-        precision = settings.precision
-        if precision == "bf16" and not is_bf16_fast(classifier.mean.device):
-            precision = "fp32"
-            notes.append("computed in fp32, because bf16 is slow here; --precision bf16 gives the run's own figures")
+    chosen = settings.precision
+    if precision != "auto":
+        chosen = "bf16" if precision == "bf16" else "fp32"
+    elif chosen == "bf16" and not is_bf16_fast(classifier.mean.device):
+        chosen = "fp32"
+        notes.append("computed in fp32, because bf16 is slow here; precision bf16 gives the run's own figures")
     if convolution is None:
         convolution = settings.convolution
     if convolution != TORCH and classifier.mean.device.type == "cpu":
@@ -112,7 +114,7 @@ def load_classifier(
             notes.append(f"torch's own convolutions, not those of the training: {reason}")
         else:
             use_convolution(classifier.model, convolution)
-    return replace(classifier, precision=precision, notes=tuple(notes))
+    return replace(classifier, precision=chosen, notes=tuple(notes))
 
 
 def _load(path: Path, device: str) -> Classifier:

@@ -7,7 +7,7 @@ import torch
 
 from fastcifar.data import cifar10
 from fastcifar.data.folder import load_val_and_test
-from fastcifar.errors import FastcifarError, counted
+from fastcifar.errors import ArgumentError, check_choice, counted
 from fastcifar.inference.classifier import Classifier, describe_model
 from fastcifar.results.metrics import (
     NUM_LABEL_ERRORS,
@@ -97,10 +97,10 @@ def evaluate_split(
     Raises:
         FastcifarError: the data is damaged, or there is no such split or number of images.
     """
-    if split not in ("val", "test", "test10k"):
-        raise FastcifarError(f"split must be val, test or test10k, not {split!r}")
+    check_choice("split", split, "val", "test", "test10k")
     if num_images is not None and not 1 <= num_images <= cifar10.SPEC.num_test // 2:
-        raise FastcifarError(f"num_images must be between 1 and {cifar10.SPEC.num_test // 2:,}, not {num_images:,}")
+        problem = f"must be between 1 and {cifar10.SPEC.num_test // 2:,}, not {num_images:,}"
+        raise ArgumentError("num_images", problem)
     halves = dict(zip(("val", "test"), load_val_and_test(data_dir), strict=True))
     chosen = list(halves.values()) if split == "test10k" else [halves[split]]
     labels, logits, indices = [], [], []

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastcifar.data.cifar10 import CLASSES, IMAGE_SIZE, NUM_CLASSES
-from fastcifar.errors import ArgumentError, FastcifarError
+from fastcifar.errors import FastcifarError, check_choice
 from fastcifar.files import replacing
 from fastcifar.inference.classifier import Classifier, load_classifier
 from fastcifar.inference.exported import (
@@ -90,12 +90,11 @@ def export_model(run_dir: Path, format: str, out: Path | None = None) -> Path:  
         FastcifarError: the path exists, the run is not finished, its weights are not finite, a package is missing, the
             file cannot be written, or the model that is read back classifies the test images differently.
     """
-    if format not in _DEFAULT_NAMES:
-        raise ArgumentError("format", f"must be {', '.join(_DEFAULT_NAMES)}, not {format!r}")
+    check_choice("format", format, *_DEFAULT_NAMES)
     check_installed("export", *_PACKAGES[format])
     out = out or run_dir / _DEFAULT_NAMES[format]
     if out.exists() or out.is_symlink():
-        raise FastcifarError(f"{out} exists already: remove it, or give another path with --out")
+        raise FastcifarError(f"{out} exists already: remove it, or give another path")
     if not (run_dir / RESULTS_FILE).exists():
         raise FastcifarError(f"{run_dir} holds no {RESULTS_FILE}: only a finished run is exported")
     classifier = load_classifier(run_dir / BEST_FILE, "cpu", precision="fp32", convolution="torch")

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from fastcifar.data.cifar10 import IMAGE_SIZE, Images
-from fastcifar.errors import FastcifarError
+from fastcifar.errors import ArgumentError, FastcifarError
 
 _MAX_PIXELS = 100_000_000  # 300 MB as RGB
 _MAX_PIPED_BYTES = 1 << 30
@@ -61,9 +61,9 @@ def find_pictures(paths: list[Path], *, recursive: bool = False) -> list[Path]:
     for path in paths:
         files = _pictures_in(path, recursive=recursive) if path.is_dir() else [path]
         if not files:
-            is_deeper = not recursive and _pictures_in(path, recursive=True)
-            hint = "; its sub-folders do: search them with --recursive" if is_deeper else ""
-            raise FastcifarError(f"{path} holds no picture files{hint}")
+            if not recursive and _pictures_in(path, recursive=True):
+                raise ArgumentError("recursive", f"is needed: only the sub-folders of {path} hold picture files")
+            raise FastcifarError(f"{path} holds no picture files")
         found += files
     return found
 

@@ -11,6 +11,8 @@ from fastcifar.data.cifar10 import CLASSES
 from fastcifar.inference.classifier import Classifier
 from fastcifar.inference.pictures import Picture, find_pictures, read_pictures
 
+_NUM_GUESSES = 3
+
 
 @dataclass(frozen=True)
 class Guess:
@@ -26,7 +28,7 @@ class Prediction:
 
     Attributes:
         path: the picture's path.
-        top: its most likely classes, most likely first; empty if it cannot be read.
+        top: its three most likely classes, most likely first; empty if it cannot be read.
         error: why it cannot be read.
         note: what was assumed about it.
     """
@@ -37,15 +39,12 @@ class Prediction:
     note: str | None = None
 
 
-def predict_pictures(
-    classifier: Classifier, paths: list[Path], num_classes: int = 3, *, recursive: bool = False
-) -> list[Prediction]:
-    """Find the most likely classes of picture files.
+def predict_pictures(classifier: Classifier, paths: list[Path], *, recursive: bool = False) -> list[Prediction]:
+    """Find the three most likely classes of picture files.
 
     Args:
         classifier: the model.
         paths: the paths of pictures, or of folders of pictures.
-        num_classes: the number of classes for each, most likely first.
         recursive: whether to search sub-folders too.
 
     Returns:
@@ -54,15 +53,15 @@ def predict_pictures(
     Raises:
         FastcifarError: a folder has no pictures, or cannot be read.
     """
-    return classify_pictures(classifier, read_pictures(find_pictures(paths, recursive=recursive)), num_classes)
+    return classify_pictures(classifier, read_pictures(find_pictures(paths, recursive=recursive)))
 
 
-def classify_pictures(classifier: Classifier, pictures: Sequence[Picture], num_classes: int = 3) -> list[Prediction]:
+def classify_pictures(classifier: Classifier, pictures: Sequence[Picture]) -> list[Prediction]:
     """Do the same for pictures from `read_pictures`."""
     top: dict[int, tuple[Guess, ...]] = {}
     images = {position: picture.image for position, picture in enumerate(pictures) if picture.image is not None}
     if images:
-        found = classifier.logits(torch.from_numpy(np.stack(list(images.values())))).softmax(1).topk(num_classes)
+        found = classifier.logits(torch.from_numpy(np.stack(list(images.values())))).softmax(1).topk(_NUM_GUESSES)
         for position, *row in zip(images, found.values.tolist(), found.indices.tolist(), strict=True):
             top[position] = tuple(Guess(CLASSES[label], share) for share, label in zip(*row, strict=True))
     return [

@@ -29,8 +29,8 @@ def check_unused(out: Path) -> None:
     """
     with writing(out):
         if out.exists() and not all(is_leftover(path) for path in out.iterdir()):
-            hint = f", or continue with --resume {shlex.quote(str(out))}" if is_stopped(out) else ""
-            raise FastcifarError(f"{out} is not empty: give a new directory with --out{hint}")
+            resume = f", or continue with `fastcifar train --resume {shlex.quote(str(out))}`"
+            raise FastcifarError(f"{out} is not empty: give a new directory{resume if is_stopped(out) else ''}")
 
 
 def is_stopped(run_dir: Path) -> bool:
@@ -54,7 +54,7 @@ def new_run_dir(out: Path | None, recipe_name: str) -> Iterator[Path]:
     else:
         with writing(out):
             out.mkdir(parents=True, exist_ok=True)
-    with locked(out, f"{out} belongs to another run: give a new directory with --out"):
+    with locked(out, f"{out} belongs to another run: give a new directory"):
         check_unused(out)
         _remove_leftovers(out)
         yield out

@@ -10,7 +10,7 @@ import re
 import torch
 from torch import Tensor, nn
 
-from fastcifar.errors import ArgumentError
+from fastcifar.errors import check_choice
 from fastcifar.kernels.winograd import ALL_PASSES, conv3x3
 from fastcifar.machine import cpu_flags
 
@@ -37,8 +37,7 @@ def choose_convolution(choice: str, device: torch.device, precision: str) -> str
     Raises:
         ArgumentError: the choice is not known.
     """
-    if choice not in ("auto", TORCH, "winograd"):
-        raise ArgumentError("convolution", f"must be auto, torch or winograd, not {choice!r}")
+    check_choice("convolution", choice, "auto", TORCH, "winograd")
     if choice == TORCH or device.type != "cpu":
         return TORCH
     if choice == "winograd":

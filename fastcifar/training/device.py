@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 
@@ -11,6 +12,8 @@ from fastcifar.distributed import ALONE, World
 from fastcifar.errors import ArgumentError, FastcifarError, counted
 from fastcifar.machine import cpu_flags
 from fastcifar.training.allocator import freed_memory_kept
+
+Precision = Literal["bf16", "fp32"]
 
 
 def resolve_device(name: str, world: World = ALONE) -> torch.device:
@@ -44,6 +47,19 @@ def is_bf16_fast(device: torch.device) -> bool:
     return not cpu_flags().isdisjoint(("avx512_bf16", "amx_bf16"))
 
 
+def choose_precision(device: torch.device) -> Precision:
+    """The precision for a device: bf16 if its hardware is fast at it, otherwise fp32."""
+    return "bf16" if is_bf16_fast(device) else "fp32"
+
+
+def use_fast_kernels(device: torch.device) -> None:
+    """Let CUDA libraries measure their algorithms and round float32 factors to TF32; nothing changes on a CPU."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # every training batch has the same shape
+        # As convolutions in float32 do by default; torch.compile warns where the two differ.
+        torch.set_float32_matmul_precision("high")
+
+
 @contextlib.contextmanager
 def configured_device(name: str, *, description: str, num_threads: int, deterministic: bool) -> Iterator[None]:
     """Set up torch for a run on a device, and restore its former settings afterwards.
@@ -65,9 +81,8 @@ def configured_device(name: str, *, description: str, num_threads: int, determin
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # nothing here reads uninitialized memory
     if device.type == "cuda":
         torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = not deterministic  # every training batch has the same shape
-        # As convolutions in float32 do by default; torch.compile warns where the two differ.
-        torch.set_float32_matmul_precision("high")
+        use_fast_kernels(device)
+        torch.backends.cudnn.benchmark = not deterministic
     try:
         with freed_memory_kept(device.type):
             yield

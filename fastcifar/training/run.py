@@ -346,7 +346,7 @@ class Run:
             if is_out_of_memory(error):
                 raise
             first_line = (str(error).strip().splitlines() or [repr(error)])[0][:200]
-            raise FastcifarError(f"torch.compile failed ({first_line}): train without it (--no-compile)") from error
+            raise FastcifarError(f"torch.compile failed ({first_line}): use compile=False (--no-compile)") from error
         return time.perf_counter() - start
 
 

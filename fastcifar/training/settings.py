@@ -1,18 +1,20 @@
 """A run's settings: the user's choices and the automatic ones."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from fastcifar.data import cifar10
 from fastcifar.distributed import World, world_from_env
-from fastcifar.errors import ArgumentError, FastcifarError
+from fastcifar.errors import ArgumentError, FastcifarError, check_choice
 from fastcifar.machine import count_cpus, describe_cpu
 from fastcifar.recipes import RECIPES, Recipe
 from fastcifar.results.records import parse_record
 from fastcifar.training.convolution import TORCH, choose_convolution, parse_convolution
-from fastcifar.training.device import is_bf16_fast, resolve_device
+from fastcifar.training.device import Precision, choose_precision, resolve_device
+
+LoaderName = Literal["resident", "streamed"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,9 @@ class Settings:
     recipe: Recipe
     device: str
     device_name: str
-    precision: str
+    precision: Precision
     compile: bool
-    loader: str
+    loader: LoaderName
     num_threads: int
     num_workers: int
     num_train_images: int
@@ -68,8 +70,8 @@ def resolve_settings(
     global_batch_size: int | None = None,
     seed: int | None = None,
     device: str = "auto",
-    loader: str = "resident",
-    precision: str = "auto",
+    loader: LoaderName = "resident",
+    precision: Precision | Literal["auto"] = "auto",
     compile: bool | None = None,  # noqa: A002 (torch's name for it)
     deterministic: bool = False,
     sync_bn: bool = False,
@@ -96,6 +98,8 @@ def resolve_settings(
     Raises:
         FastcifarError: a choice is impossible.
     """
+    check_choice("loader", loader, "resident", "streamed")
+    check_choice("precision", precision, "auto", "bf16", "fp32")
     content = cifar10.SPEC
     batch_size = recipe.global_batch_size if global_batch_size is None else global_batch_size
     resolved = recipe if epochs is None else recipe.with_epochs(_within("epochs", epochs, 1, 100_000))
@@ -114,7 +118,7 @@ def resolve_settings(
     is_cuda = target.type == "cuda"
     if sync_bn and not is_cuda:
         raise ArgumentError("sync_bn", "needs CUDA: torch synchronises batch norm on CUDA devices only")
-    resolved_precision = ("bf16" if is_bf16_fast(target) else "fp32") if precision == "auto" else precision
+    resolved_precision = choose_precision(target) if precision == "auto" else precision
     return Settings(
         recipe=resolved,
         device=str(target),
