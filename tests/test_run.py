@@ -396,7 +396,7 @@ def test_a_failing_compiler_is_one_line(tiny_data: Path, tmp_path: Path, monkeyp
         raise RuntimeError("no C compiler\nmore about it")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
-    with pytest.raises(FastcifarError, match=r"^torch\.compile failed \(no C compiler\): use compile=False \(--no-comp"):
+    with pytest.raises(FastcifarError, match=r"^torch\.compile failed \(no C compiler\): use compile=False \(--no-"):
         run(tiny_data, tmp_path / "run", compile=True)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-    return replace(classifier, precision=chosen, notes=tuple(notes))
+from fastcifar.errors import ArgumentError, FastcifarError, check_choice, counted
 from fastcifar.inference.weights import load_plain_weights
 from fastcifar.kernels.winograd import why_unavailable
 from fastcifar.recipes import get_recipe
