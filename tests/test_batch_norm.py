@@ -106,7 +106,7 @@ def test_the_kernels_compile_for_an_h100_and_spill_no_register() -> None:
         assert resources["registers"] <= 128, kernel
 
 
-def test_not_a_number_is_passed_on() -> None:
+def test_nan_is_passed_on() -> None:
     """ReLU must not hide NaN from the check for the first bad step."""
     features = torch.ones(2, 1, 2, 2).index_fill(0, torch.tensor(0), float("nan"))
     result = batch_norm(features, None, torch.ones(1), torch.zeros(1), eps=1e-5, has_relu=True, used_twice=False)[2]

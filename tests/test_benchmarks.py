@@ -147,7 +147,7 @@ STEPS = dict.fromkeys(baselines.CONTENDERS, 2.0) | {"published": 4.0}
 LEAST_S = 2 * (7 * 8 + 11 * 16.0)  # two recipes; 8 s to build each, 11 steps of each
 
 
-def test_a_plan_takes_five_minutes_or_what_is_valid() -> None:
+def test_a_plan_takes_five_minutes_or_the_least_valid_time() -> None:
     plan = budget.make_plan(STEPS, ["sgd92", "adam89"])
     assert (plan.recipes, plan.contenders, plan.left_out) == (("sgd92", "adam89"), tuple(STEPS), ())
     assert plan.seconds == plan.least_s == LEAST_S

@@ -87,9 +87,7 @@ def test_a_comparison_says_what_is_common_and_what_differs(tmp_path: Path) -> No
     assert not (run_dirs[0] / "charts").exists()
 
 
-def test_runs_are_called_by_their_folders_as_long_as_that_tells_them_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_runs_are_named_by_as_much_of_their_paths_as_differs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for folder in ("a/run", "b/run", "c"):
         (tmp_path / folder).mkdir(parents=True)

@@ -106,7 +106,7 @@ def test_a_recipe_that_changed_since_does_not_matter(trained: tuple[Path, Result
 
 
 @pytest.mark.parametrize("change", [{"model": {}}, {"settings": {}}, {"epoch": "x"}])
-def test_what_holds_no_model_is_refused(trained: tuple[Path, Results], change: dict[str, Any]) -> None:
+def test_a_checkpoint_without_a_model_is_refused(trained: tuple[Path, Results], change: dict[str, Any]) -> None:
     path = trained[0] / "best.pt"
     save_checkpoint(path, load_checkpoint(path) | change)
     with pytest.raises(FastcifarError, match=r"best\.pt does not hold a model of this version"):

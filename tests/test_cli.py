@@ -149,7 +149,7 @@ def test_a_package_that_cannot_be_imported_is_named(
         (OSError("something else"), "something else: `fastcifar doctor` may know why"),
     ],
 )
-def test_an_unexpected_error_says_what_it_knows_and_no_more(
+def test_an_unexpected_os_error_is_one_line(
     error: OSError, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(**_: object) -> None:
@@ -167,7 +167,7 @@ def test_an_error_of_our_own_code_is_not_hidden(
         cli.main()
 
 
-def test_a_folder_that_is_no_source(
+def test_a_folder_that_is_not_a_source_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "photos").mkdir()
@@ -233,7 +233,7 @@ def test_quiet_says_where_the_run_is_and_nothing_else(
     "settings",
     [{"MPLBACKEND": "module://no_such_backend"}, {"MATPLOTLIBRC": "damaged"}, {"MPLCONFIGDIR": "folder"}],
 )
-def test_matplotlibs_settings_are_no_reason_to_fail(tmp_path: Path, settings: dict[str, str]) -> None:
+def test_unknown_matplotlib_settings_are_accepted(tmp_path: Path, settings: dict[str, str]) -> None:
     write_run(tmp_path / "run", build_metrics(3), build_results(0.5, 0.4))
     (tmp_path / "folder").mkdir()
     for damaged in (tmp_path / "damaged", tmp_path / "folder" / "matplotlibrc"):
@@ -243,7 +243,7 @@ def test_matplotlibs_settings_are_no_reason_to_fail(tmp_path: Path, settings: di
     assert (drawn.stdout.splitlines()[0], drawn.stderr) == (b"run/charts/curves.png", b"")
 
 
-def test_an_error_obeys_nothing_that_a_path_holds(
+def test_control_characters_of_a_path_are_escaped_in_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, err = call(monkeypatch, capsys, "runs", "no\x1b[31m [red]such[/red]\u202efolder")

@@ -29,7 +29,7 @@ def images(num_images: int = 4) -> Tensor:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("options", [ALL_OFF, StepOptions(), StepOptions(padded_input=True)])
-def test_it_computes_what_the_model_does(precision: str, options: StepOptions) -> None:
+def test_the_compiled_network_equals_the_model(precision: str, options: StepOptions) -> None:
     """Bit-equal if only the graph differs: autocast rounds weights like the copies, ReLU's mask is the same, and zero
     channels add zeros. These may be added in another order, so padding has float32's tolerance."""
     results = []
@@ -56,7 +56,7 @@ def test_it_computes_what_the_model_does(precision: str, options: StepOptions) -
         torch.testing.assert_close(ours / scale, theirs / scale, **tolerance)
 
 
-def test_batch_norm_by_our_kernels_computes_what_the_model_does() -> None:
+def test_batch_norm_by_our_kernels_equals_the_models() -> None:
     """With their plain-torch equivalent; in float64, where no rounding crosses ReLU's kink."""
     pytest.importorskip("triton", reason="torch for the CPU has no Triton")
     results = []
@@ -107,7 +107,7 @@ def test_relu_has_no_gradient_at_zero_and_passes_on_nan(is_recomputed: bool) -> 
     assert features.isnan().all()
 
 
-def test_counters_are_not_part_of_it() -> None:
+def test_the_compiled_network_counts_no_batches() -> None:
     model = build_model(5)
     CompiledNetwork(model, StepOptions(), "fp32")(images(2))
     assert model.backbone.bn1.num_batches_tracked == 0

@@ -97,7 +97,7 @@ def test_a_capture_that_fails_leaves_a_compiled_step(monkeypatch: pytest.MonkeyP
     assert train(trainer, 0) == train(expected, 0)
 
 
-def test_memory_that_runs_out_in_a_capture_is_no_capture_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_in_a_capture_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 

@@ -196,7 +196,7 @@ def test_paths_that_hold_nothing(tmp_path: Path) -> None:
         read_local_copy(Path("~nobody-of-that-name/x"))
 
 
-def test_other_forms_are_told_what_is_accepted(tmp_path: Path) -> None:
+def test_other_forms_are_refused_with_the_accepted_ones(tmp_path: Path) -> None:
     (tmp_path / "train" / "airplane").mkdir(parents=True)
     (tmp_path / "train" / "airplane" / "0001.png").write_bytes(tiny.png(TEST_IMAGES[0]))
     assert message(tmp_path) == NO_BATCHES
@@ -242,7 +242,7 @@ def test_members_outside_the_archive(name: str, tmp_path: Path) -> None:
         b"Z",
     ],
 )
-def test_members_that_are_no_files(kind: bytes, tmp_path: Path) -> None:
+def test_members_that_are_not_files_are_refused(kind: bytes, tmp_path: Path) -> None:
     member = tiny.special_member("x/data_batch_1", kind, "/etc/passwd")
     assert archive_message(tmp_path, tiny.tar_gz({}, "x", member)) == (
         "its member 'x/data_batch_1' is a link, a device or the like: do not trust it"
@@ -294,7 +294,7 @@ def test_decompression_bombs(head: bytes, complaint: str, tmp_path: Path, monkey
     assert text == complaint
 
 
-def test_the_bomb_is_a_true_one() -> None:
+def test_the_bombs_helper_writes_valid_gzip() -> None:
     unpacked = zlib.decompressobj(wbits=31).decompress(tiny.gzip_of_zeros(3, b"head"))
     assert unpacked == b"head" + bytes(3 << 20)
 

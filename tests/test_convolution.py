@@ -45,7 +45,7 @@ class Lines(Callback):
         (set(), "fp32", "torch"),
     ],
 )
-def test_what_was_not_measured_is_torchs(
+def test_the_choice_follows_the_measured_cpus(
     flags: set[str], precision: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(convolution, "cpu_flags", lambda: frozenset(flags))
@@ -69,7 +69,7 @@ def test_damaged_tables(text: str) -> None:
         parse_settings(config | {"convolution": text})
 
 
-def test_a_run_from_before_has_torchs() -> None:
+def test_a_run_older_than_the_setting_uses_torchs_convolution() -> None:
     config = resolve_settings(get_recipe("adam89"), device="cpu", convolution="winograd").as_config()
     assert parse_settings(config).convolution == "all:fiw"
     del config["convolution"]
@@ -91,7 +91,7 @@ def test_the_model_keeps_its_parameters() -> None:
     assert "backbone.layer2.0.conv1" not in changed  # its stride is 2
 
 
-def test_other_layers_stay() -> None:
+def test_other_convolutions_are_not_replaced() -> None:
     layers = nn.Sequential(
         nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, bias=False, groups=2)
     )
@@ -101,7 +101,7 @@ def test_other_layers_stay() -> None:
 
 @needs_kernel
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_table_is_followed(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_layer_follows_its_row_of_the_table(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int, str, torch.dtype]] = []
 
     def noting(images: Tensor, weight: Tensor, passes: str) -> Tensor:
@@ -162,7 +162,7 @@ def losses(convolution: str, num_steps: int, scale: float = 1.0) -> list[float]:
 
 @pytest.mark.slow
 @needs_kernel
-def test_training_parts_from_torchs_as_that_parts_from_itself() -> None:
+def test_losses_differ_from_torchs_as_after_a_rounding_of_the_weights() -> None:
     torchs = torch.tensor(losses("torch", 30))
     ours, moved = (
         (torch.tensor(found) - torchs).abs() / torchs
@@ -203,7 +203,7 @@ def test_without_the_kernel_a_run_has_torchs(monkeypatch: pytest.MonkeyPatch) ->
     assert len(callback.lines) == 1
 
 
-def test_every_rank_has_rank_0s(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rank_uses_the_convolution_of_rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = resolve_settings(get_recipe("adam89"), device="cpu", convolution="winograd")
     monkeypatch.setattr(World, "broadcast", lambda self, value: "64@32:f")
     for reason in (None, "there is no C++ compiler"):

@@ -97,7 +97,7 @@ def test_long_names_are_cut_in_the_middle() -> None:
     assert [text_of(figure, f"name-{number}") for number in (1, 2)] == ["a" * 14 + "…" + "a" * 12 + end for end in "12"]
 
 
-def test_one_epoch_is_seen_beside_many() -> None:
+def test_a_single_epoch_is_drawn_as_a_dot() -> None:
     compared = [ComparedRun(str(num_epochs), "", build_metrics(num_epochs)) for num_epochs in (1, 20)]
     figure = draw_comparison(compared, title="")
     assert [lines_of(figure, f"loss-validation-{number}")[0].get_marker() for number in (1, 2)] == ["o", ""]

@@ -254,7 +254,7 @@ def test_sync_bn_needs_cuda() -> None:
         resolve_settings(get_recipe("sgd92"), device="cpu", sync_bn=True)
 
 
-def test_nobody_to_join_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rank_that_cannot_join_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     be_rank(monkeypatch, 1, 2, MASTER_ADDR="127.0.0.1", MASTER_PORT="no-port")
     with (
         pytest.raises(FastcifarError, match=r"^rank 1 of 2 cannot join the others at 127\.0\.0\.1:no-port: .*$"),

@@ -18,7 +18,7 @@ def found(data_dir: Path) -> dict[str, Check]:
     return {check.name: check for check in examine(data_dir)}
 
 
-def test_a_sound_machine(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sound_machine_passes_every_check(tiny_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_MIN_FREE_GIB", 0)
     checks = found(tiny_data)
     assert list(checks) == [
@@ -103,7 +103,7 @@ cli.main()
 """
 
 
-def test_torch_is_not_blamed_if_there_is_no_folder_for_temporary_files(tmp_path: Path) -> None:
+def test_without_a_temporary_folder_the_checks_name_it(tmp_path: Path) -> None:
     report = examine_elsewhere(NO_TEMP_FILES, tmp_path)
     problem = "cannot be used ([Errno 2] No usable temporary directory found in ['/nonexistent'])"
     lines = report.splitlines()
@@ -112,7 +112,7 @@ def test_torch_is_not_blamed_if_there_is_no_folder_for_temporary_files(tmp_path:
     assert set(affected.values()) == {"see temp files"}
 
 
-def test_a_machine_that_says_nothing_of_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_meminfo_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> int:
         raise FileNotFoundError(2, "No such file or directory", "/proc/meminfo")
 
@@ -125,7 +125,7 @@ def test_a_machine_that_says_nothing_of_its_memory(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(("is_cached", "start"), [(True, "can be written"), (False, "the streamed loader is compiled")])
-def test_caches_that_cannot_be_written_are_no_problem_but_said(
+def test_caches_that_cannot_be_written_are_reported_as_sound(
     is_cached: bool, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gather_numba, "IS_CACHED", is_cached)

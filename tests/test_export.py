@@ -140,7 +140,7 @@ def test_no_file_names_a_path_of_this_machine(tiny: Path) -> None:
         assert str(Path(export.__file__).parent).encode() not in content, name
 
 
-def test_what_cannot_be_exported_is_one_line_and_nothing_is_written(
+def test_a_failed_export_is_one_line_and_writes_nothing(
     finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(finished.parent)

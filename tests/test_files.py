@@ -41,7 +41,7 @@ def test_a_failure_leaves_no_half_folder(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "x"
     with pytest.raises(FastcifarError, match=rf"cannot write {path}: a file with this name exists"):

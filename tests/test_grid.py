@@ -64,7 +64,7 @@ def test_the_ending_chooses_the_kind_of_file(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out.SVG", "out.png"]
 
 
-def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:
+def test_grids_that_cannot_be_drawn_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.png"
     path.touch()
     for name in ("out.gif", "out", ".png"):

@@ -32,6 +32,6 @@ def test_eight_beside_each_other(num_errors: int, num_rows: int) -> None:
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_no_error_is_said() -> None:
+def test_a_figure_without_label_errors_says_so() -> None:
     figure = draw_label_errors(TEST_IMAGES[:0], [], title="")
     assert "Every image is classified as its label says" in texts(figure)

@@ -24,7 +24,7 @@ def write(path: Path, text: str) -> None:
     path.write_text(f"{text}\n")
 
 
-def test_no_control_groups(system: Path) -> None:
+def test_a_machine_without_control_groups(system: Path) -> None:
     assert (count_cpus(), free_memory()) == (64, 100 * GIB)
 
 
@@ -64,7 +64,7 @@ def test_version_1(system: Path, path: str) -> None:
     assert count_cpus() == 64
 
 
-def test_what_is_written_there_is_not_trusted(system: Path) -> None:
+def test_invalid_quotas_are_ignored(system: Path) -> None:
     write(system / "proc/self/cgroup", "0::/")
     for quota in ("", "x y", "100000", "0 0", "5 0", "-3 9"):
         write(system / "cgroup/cpu.max", quota)

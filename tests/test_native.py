@@ -90,7 +90,9 @@ def test_a_damaged_library_is_made_again(content: bytes | None, source: Path, lo
     assert num_compiled(log) == 2
 
 
-def test_a_cache_that_cannot_be_written(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_cannot_be_written_is_not_used(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -99,13 +101,13 @@ def test_a_cache_that_cannot_be_written(source: Path, tmp_path: Path, monkeypatc
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_cache_of_someone_else(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_of_another_user_is_not_used(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     assert load(source).answer() == 42
     assert list(cache.iterdir()) == []
 
 
-def test_a_cache_that_others_may_write(source: Path, cache: Path) -> None:
+def test_a_cache_that_others_may_write_is_not_used(source: Path, cache: Path) -> None:
     cache.mkdir(parents=True)
     cache.chmod(0o777)
     assert load(source).answer() == 42
@@ -159,7 +161,7 @@ def test_without_a_compiler_torch_convolves(monkeypatch: pytest.MonkeyPatch) -> 
         winograd._load.cache_clear()
 
 
-def test_one_pool_of_threads() -> None:
+def test_the_kernel_uses_torchs_pool_of_threads() -> None:
     assert find_openmp().value
     x, weight = torch.randn(4, 64, 32, 32), torch.randn(64, 64, 3, 3)
     torch.conv2d(x, weight, padding=1)  # torch starts its threads

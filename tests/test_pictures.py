@@ -142,7 +142,7 @@ def test_integers_of_no_known_range_are_refused(tmp_path: Path) -> None:
             load_picture(save(tmp_path / "x.tif", grey(value, np.int32)))
 
 
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket.png"))
@@ -155,7 +155,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
         load_picture(tmp_path / "folder.png")
 
 
-def test_what_a_shell_pipes_in_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_piped_picture_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content = save(tmp_path / "x.png", Image.new("RGB", (50, 50), "red")).read_bytes()
     for limit in (len(content), len(content) - 1):
         reading, writing = os.pipe()
@@ -171,7 +171,7 @@ def test_what_a_shell_pipes_in_is_read(tmp_path: Path, monkeypatch: pytest.Monke
         os.close(reading)
 
 
-def test_floats_are_scaled_and_what_is_no_number_is_black(tmp_path: Path) -> None:
+def test_floats_are_scaled_and_nan_is_black(tmp_path: Path) -> None:
     values = np.full((32, 32), 0.5, np.float32)
     values[0, :4] = (np.nan, np.inf, -np.inf, -3)
     values[1, 0] = 0.25
@@ -236,7 +236,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
             load_image(path)
 
 
-def test_what_is_no_picture_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_not_a_picture_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = save(tmp_path / "good.png", Image.new("RGB", (50, 50)))
     (tmp_path / "text.png").write_text("text")
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:60])

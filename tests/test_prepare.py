@@ -139,7 +139,7 @@ def test_a_folder_in_the_way_is_noticed_before_anything_is_replaced(tiny_data: P
     assert (tiny_data / "manifest.json").read_bytes() == before
 
 
-def test_two_at_once(tmp_path: Path) -> None:
+def test_a_second_preparation_of_a_folder_is_refused(tmp_path: Path) -> None:
     data = tmp_path / "data"
     data.mkdir()
     other = os.open(data, os.O_RDONLY)
@@ -233,7 +233,7 @@ def test_a_mask_that_names_other_images_is_refused(tiny_data: Path) -> None:
         verify_data(tiny_data)
 
 
-def test_a_manifest_that_is_no_json_is_refused(tiny_data: Path) -> None:
+def test_a_manifest_that_is_not_json_is_refused(tiny_data: Path) -> None:
     (tiny_data / "manifest.json").write_text("{")
     with pytest.raises(FastcifarError, match=r"manifest\.json is damaged: it is not valid JSON: write it again"):
         verify_data(tiny_data)

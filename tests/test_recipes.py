@@ -77,12 +77,12 @@ def test_an_unknown_recipe_names_those_there_are() -> None:
         ({"std": (0.5, 0.5, 0.0)}, r"the recipe 'adam89' cannot have std=\(0\.5, 0\.5, 0\.0\)"),
     ],
 )
-def test_what_cannot_be_trained_by_is_no_recipe(change: dict[str, Any], message: str) -> None:
+def test_impossible_recipes_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(FastcifarError, match=message):
         replace(get_recipe("adam89"), **change)
 
 
-def test_whole_numbers_will_do() -> None:
+def test_whole_numbers_are_accepted_for_floats() -> None:
     recipe = replace(get_recipe("sgd92"), max_angle_deg=0, weight_decay=0)
     settings = resolve_settings(recipe, device="cpu")
     assert parse_settings(json.loads(json.dumps(settings.as_config()))) == settings

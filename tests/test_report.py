@@ -174,7 +174,7 @@ def test_a_page_is_complete_and_allows_nothing_from_outside(tmp_path: Path) -> N
     assert '<tr><th scope="row">best (epoch 2)</th><td class="figure">60.00%</td>' in content
 
 
-def test_whatever_a_run_is_called_is_shown_as_it_is(tmp_path: Path) -> None:
+def test_names_in_a_report_are_escaped(tmp_path: Path) -> None:
     name = '<b>&"x'
     results = build_results(0.5, 0.4)
     first = write_run(
@@ -324,7 +324,7 @@ def test_a_configuration_that_no_run_wrote_is_refused(tmp_path: Path, odd: dict[
         build_report([path.parent])
 
 
-def test_a_recipe_of_ones_own_is_reported(tmp_path: Path) -> None:
+def test_a_recipe_of_the_users_own_is_reported(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run", build_metrics(2), build_results(0.5, 0.4), recipe="mine")
     page = Reader(build_report([run_dir]))
     assert page.facts["Test accuracy, clean"].startswith("50.00%")

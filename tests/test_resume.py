@@ -134,7 +134,7 @@ REFUSALS: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_what_cannot_go_on_is_refused(stopped_run: Path, name: str) -> None:
+def test_a_run_that_cannot_be_resumed_is_refused(stopped_run: Path, name: str) -> None:
     change, message = REFUSALS[name]
     change(stopped_run)
     with pytest.raises(FastcifarError) as caught:

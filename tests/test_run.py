@@ -141,7 +141,7 @@ def test_runs_that_begin_in_one_second_get_names_of_their_own(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize("version", [importlib.metadata.PackageNotFoundError("pillow"), None])
-def test_a_version_that_nobody_knows(version: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_version_is_recorded_as_unknown(version: Exception | None, monkeypatch: pytest.MonkeyPatch) -> None:
     def find(package: str) -> str | None:
         if isinstance(version, Exception):
             raise version
@@ -225,7 +225,7 @@ def test_a_start_that_fails_leaves_no_run(tiny_data: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("bad_step", "where"), [(3, "step 4"), (4, "the validation")])
-def test_a_loss_that_is_no_number_stops_the_run(
+def test_a_loss_that_is_not_finite_stops_the_run(
     tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad_step: int, where: str
 ) -> None:
     out = tmp_path / "run"
@@ -266,7 +266,7 @@ def test_two_runs_at_one_directory_are_refused(tiny_data: Path, tmp_path: Path) 
         run(tiny_data, out)
 
 
-def test_what_a_run_left_that_was_killed_as_it_began_is_in_nobodys_way(tiny_data: Path, tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_run_are_removed(tiny_data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     out.mkdir()
     (out / ".last.pt.12345.tmp").write_bytes(b"half a checkpoint")

@@ -46,7 +46,7 @@ def build_predictions(num_images: int = 4) -> Predictions:
     )
 
 
-def test_what_is_written_is_read(tmp_path: Path) -> None:
+def test_written_files_are_read_back(tmp_path: Path) -> None:
     write_config(tmp_path, CONFIG)
     write_metrics(tmp_path, LINES)
     write_predictions(tmp_path, build_predictions())

@@ -176,7 +176,7 @@ def test_a_terminal_gets_the_view_and_is_left_clean(
 
 
 @pytest.mark.parametrize("no_color", ["", "1"])
-def test_colours_are_left_out_where_nobody_wants_them(
+def test_no_color_turns_colours_off(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clock: Clock, no_color: str
 ) -> None:
     pretend_terminal(monkeypatch, 80)
@@ -211,7 +211,7 @@ def test_columns_0_means_the_terminals_own_width(
     assert "epoch 1/4  val loss 1.100 acc 60.0%\n" in capsys.readouterr().out
 
 
-def test_what_is_no_terminal_gets_lines_whatever_the_environment_says(
+def test_a_pipe_gets_lines_in_any_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clock: Clock
 ) -> None:
     for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):

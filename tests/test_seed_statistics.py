@@ -21,7 +21,7 @@ def test_one_value_has_no_interval() -> None:
     assert (found.sd, found.standard_error, found.interval_95) == (None, None, None)
 
 
-def test_equal_values_do_not_vary() -> None:
+def test_equal_values_have_an_interval_of_no_width() -> None:
     assert mean_of([0.7, 0.7, 0.7]).interval_95 == (0.7, 0.7)
 
 
@@ -73,7 +73,7 @@ def test_the_number_of_seeds_is_that_of_power_tables(effect: float, groups: int,
     assert num_seeds_needed(effect * 0.003, 0.003, pairs=True) == pairs
 
 
-def test_the_number_of_seeds_at_its_ends() -> None:
+def test_the_number_of_seeds_at_its_limits() -> None:
     assert num_seeds_needed(0.001, 0.0) == 2
     assert num_seeds_needed(1.0, 1e-9) == 2
     assert num_seeds_needed(1e-9, 1.0) is None

@@ -20,7 +20,7 @@ def test_a_signal_is_noted_and_answered(number: signal.Signals, capsys: pytest.C
     assert capsys.readouterr() == ("", "stopping after this step; a second signal stops at once\n")
 
 
-def test_a_hangup_that_is_ignored_stays_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_ignored_hangup_stays_ignored(capsys: pytest.CaptureFixture[str]) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGHUP)
@@ -37,7 +37,7 @@ class Gone:
 
 
 @pytest.mark.parametrize("stderr", [None, Gone()])
-def test_nobody_need_be_there_to_read_the_answer(stderr: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_is_noted_without_a_working_stderr(stderr: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", stderr)
     with StopSignals() as signals:
         os.kill(os.getpid(), signal.SIGHUP)

@@ -37,7 +37,7 @@ def run(folder: Path, redirections: str, *arguments: str) -> int:
 
 
 @pytest.mark.parametrize("redirections", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
-def test_a_closed_streams_number_is_no_files(tmp_path: Path, redirections: str) -> None:
+def test_a_closed_streams_descriptor_is_not_reused(tmp_path: Path, redirections: str) -> None:
     assert run(tmp_path, redirections) == 3
     assert (tmp_path / "checkpoint").read_bytes() == b"weights"
 
@@ -57,7 +57,7 @@ def test_progress_that_cannot_be_shown_changes_nothing(tmp_path: Path, redirecti
     assert run(tmp_path, redirections, "lost") == 3
 
 
-def test_a_terminal_that_is_gone(tmp_path: Path) -> None:
+def test_a_lost_terminal_changes_nothing(tmp_path: Path) -> None:
     ours, theirs = os.openpty()
     words = [sys.executable, "-c", f"input()\n{PROGRAM}", "lost"]
     with subprocess.Popen(

@@ -57,7 +57,7 @@ SETTINGS: dict[Any, Any] = {
 }
 
 
-def test_the_users_own_settings_change_nothing() -> None:
+def test_matplotlibs_user_settings_change_nothing() -> None:
     def draw() -> tuple[bytes, bytes]:
         figure = draw_curves(build_metrics(4), title="a run")
         return as_png(figure), as_svg(figure)
@@ -87,7 +87,7 @@ def test_any_text_can_be_drawn(title: str) -> None:
     assert ElementTree.fromstring(as_svg(figure)).findtext(f"{SVG}title") == one_line(title)
 
 
-def test_what_cannot_be_shown_is_escaped() -> None:
+def test_unprintable_characters_are_escaped() -> None:
     assert one_line("a b é 日\n\x7f\udcff") == r"a b é 日\n\x7f\udcff"
 
 

@@ -130,7 +130,7 @@ def test_zeros_are_exact(shape: tuple[int, int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan"), 3e38])
-def test_what_is_not_finite_stays_so(value: float) -> None:
+def test_values_that_are_not_finite_stay_so(value: float) -> None:
     for changed in range(3):
         inputs = draw(6, 128, 64, 16)
         for position in ((0, 0, 0, 0), (3, 7, 1, 2) if changed == 1 else (3, 7, 5, 10)):
@@ -203,13 +203,13 @@ def test_each_pass_is_chosen_by_itself(passes: str) -> None:
     ],
     ids=str,
 )
-def test_other_shapes_are_torchs(shape: tuple[int, int, int, int]) -> None:
+def test_other_shapes_are_left_to_torch(shape: tuple[int, int, int, int]) -> None:
     x, weight, dy = draw(*shape)
     for one, other in zip(run(x, weight, dy, ALL_PASSES), run(x, weight, dy, None), strict=True):
         assert torch.equal(one, other)
 
 
-def test_float64_is_torchs() -> None:
+def test_float64_is_left_to_torch() -> None:
     x, weight, dy = (tensor.double() for tensor in draw(2, 64, 64, 32))
     for one, other in zip(run(x, weight, dy, ALL_PASSES), run(x, weight, dy, None), strict=True):
         assert torch.equal(one, other)
