@@ -8,7 +8,8 @@ from support.command_line import call
 from support.figure_parts import build_metrics, build_results, lines_of, text_of, texts, write_run
 
 from fastcifar.errors import FastcifarError
-from fastcifar.results.repeats import Repeats, compare_repeats, read_repeats, write_diverged
+from fastcifar.results.repeats import Repeats, compare_repeats, read_repeats
+from fastcifar.results.run_dir import write_diverged
 from fastcifar.results.seed_tables import build_tables
 from fastcifar.results.strip_plot import draw_seeds, write_seeds
 
@@ -78,6 +79,13 @@ def test_a_diverged_seed_is_shown_and_counted(three: Path) -> None:
     assert "Clean test accuracy 62.00% ± 4.97, 3 seeds, 1 diverged" in texts(figure)
     (crosses,) = lines_of(figure, "test_accuracy-1-diverged")
     assert len(crosses.get_xydata()) == 1  # type: ignore[arg-type]
+
+
+def test_a_seed_with_results_is_finished(three: Path) -> None:
+    write_diverged(three / "seed-44", "the loss is not finite")  # in an earlier try, on another machine
+    assert [run.state for run in read(three).runs] == ["finished", "finished", "finished"]
+    (three / "seed-44" / "results.json").unlink()
+    assert [(run.state, run.reason) for run in read(three).runs][2] == ("diverged", "the loss is not finite")
 
 
 def test_the_table_of_one_folder(three: Path) -> None:

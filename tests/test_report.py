@@ -21,6 +21,7 @@ from fastcifar.results.records import (
     write_config,
 )
 from fastcifar.results.report import build_report, write_report
+from fastcifar.results.run_dir import write_diverged
 
 VOID = {"meta", "img"}
 # Where |x - p| = 1.96 sqrt(x (1 - x) / 1000), by bisection.
@@ -220,6 +221,16 @@ def test_an_unfinished_run_says_how_to_go_on(tmp_path: Path) -> None:
         page = Reader(build_report([run_dir]))
     assert "it has trained 7 of its 20 epochs. It is still being trained." in page.text
     assert "--resume" not in page.text
+
+
+def test_a_diverged_run_says_why_and_not_to_go_on(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", build_metrics(1), epochs=20)
+    write_diverged(run_dir, "the loss is not finite in step 7 of epoch 2")
+    page = Reader(build_report([run_dir]))
+    why = "It has diverged: the loss is not finite in step 7 of epoch 2."
+    assert f"This run is not finished: it has trained 1 of its 20 epochs. {why}" in page.text
+    assert "--resume" not in page.text
+    assert "when the run is finished" not in page.text
 
 
 def test_seeds_are_summed_up(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from support.training_runs import Listener, assert_same_run, interrupt, run, tin
 
 from fastcifar.errors import FastcifarError, Interrupted
 from fastcifar.results.records import Results, read_results
-from fastcifar.results.run_dir import interrupted_run_dir
+from fastcifar.results.run_dir import interrupted_run_dir, write_diverged
 from fastcifar.training.checkpoint import load_checkpoint, save_checkpoint
 from fastcifar.training.run import resume_training
 
@@ -129,6 +129,8 @@ REFUSALS: dict[str, tuple[Any, str]] = {
     "the best weights only": (lambda run: shutil.copy(run / "best.pt", run / "last.pt"), "or no checkpoint to resume"),
     "no checkpoint": (lambda run: (run / "last.pt").unlink(), "holds no last.pt to resume from: start a new run"),
     "finished": (lambda run: (run / "results.json").write_text("{}"), "is finished: there is nothing left to do"),
+    "diverged": (lambda run: write_diverged(run, "its loss"), "has diverged (its loss): start a new run"),
+    "no reason": (lambda run: (run / "diverged.json").write_text("[]"), "json is damaged: it does not say why"),
     "no run": (lambda run: shutil.rmtree(run), "is not a run directory: there is no such folder"),
 }
 

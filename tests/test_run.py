@@ -38,7 +38,7 @@ from fastcifar.results.records import (
     read_predictions,
     read_results,
 )
-from fastcifar.results.run_dir import new_run_dir
+from fastcifar.results.run_dir import new_run_dir, run_state
 from fastcifar.training import evaluate
 from fastcifar.training import trainer as trainer_module
 from fastcifar.training.callbacks import Callback
@@ -247,6 +247,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     last = load_checkpoint(out / "last.pt")
     assert last["num_epochs"] == len(read_metrics(out)) == 1
     assert all(value.isfinite().all() for value in last["model"].values())
+    assert run_state(out) == "diverged"
+    again = rf"^{out} has diverged \(the loss is not finite in {where} of epoch 2\): start a new run$"
+    with pytest.raises(FastcifarError, match=again):
+        resume_training(out)
 
 
 def test_an_existing_run_is_never_overwritten(finished_run: tuple[Path, Results], tiny_data: Path) -> None:

@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from support.figure_parts import build_metrics
+from support.command_line import call
+from support.figure_parts import build_metrics, write_run
 
 from fastcifar import __version__
 from fastcifar.errors import FastcifarError
+from fastcifar.files import locked
 from fastcifar.results.records import (
     Predictions,
     Results,
@@ -25,6 +27,7 @@ from fastcifar.results.records import (
     write_predictions,
     write_results,
 )
+from fastcifar.results.run_dir import check_unused, list_runs, read_diverged, run_state, write_diverged
 
 LINES = build_metrics(2)
 CONFIG = {
@@ -59,6 +62,45 @@ def test_written_files_are_read_back(tmp_path: Path) -> None:
     read = read_predictions(tmp_path)
     for field in ("images", "labels", "logits"):
         np.testing.assert_array_equal(getattr(read, field), getattr(build_predictions(), field))
+
+
+def test_a_run_has_one_state(tmp_path: Path) -> None:
+    assert run_state(tmp_path / "run") == "new"
+    run_dir = write_run(tmp_path / "run", LINES, epochs=3)
+
+    def states() -> set[str]:
+        return {run_state(run_dir), list_runs(run_dir)[0].state, list_runs(tmp_path)[0].state}
+
+    assert states() == {"stopped"}
+    with locked(run_dir, ""):
+        assert states() == {"running"}
+    (run_dir / "last.pt").unlink()
+    assert states() == {"new"}
+    with locked(run_dir, ""):  # before its first checkpoint
+        assert states() == {"running"}
+    write_diverged(run_dir, "the loss is not finite")
+    (run_dir / "last.pt").touch()
+    assert states() == {"diverged"}
+    assert read_diverged(run_dir) == "the loss is not finite"
+    write_results(run_dir, RESULTS)
+    assert states() == {"finished"}
+    with locked(run_dir, ""):  # while its charts are drawn
+        assert states() == {"finished"}
+
+
+def test_only_a_stopped_run_is_suggested_to_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_diverged(write_run(tmp_path / "runs" / "seed-42", LINES, epochs=3), "the loss is not finite")
+    code, out, err = call(monkeypatch, capsys, "runs")
+    assert (code, err) == (0, "")
+    assert [line.split()[:2] for line in out.splitlines()] == [["run", "state"], ["seed-42", "diverged"]]
+    with pytest.raises(FastcifarError, match=r"seed-42 is not empty: give a new directory$"):
+        check_unused(Path("runs/seed-42"))
+    code, out, err = call(monkeypatch, capsys, "train", "--resume", "runs/seed-42", "--quiet")
+    assert (code, out) == (2, "")
+    assert err == "Error: runs/seed-42 has diverged (the loss is not finite): start a new run\n"
 
 
 Damage = Callable[[Path], object]

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fastcifar.errors import ArgumentError, FastcifarError, counted
-from fastcifar.files import read_json, write_json
+from fastcifar.files import write_json
 from fastcifar.results.charts import describe_run
-from fastcifar.results.records import CONFIG_FILE, RESULTS_FILE, RunConfig, read_config, read_metrics, read_results
-from fastcifar.results.run_dir import list_runs, seed_dirs
+from fastcifar.results.records import CONFIG_FILE, RunConfig, read_config, read_metrics, read_results
+from fastcifar.results.run_dir import read_diverged, run_state, seed_dirs
 from fastcifar.results.seed_statistics import Difference, Mean, mean_of, num_seeds_needed, paired, welch
 
-SUMMARY_FILE, DIVERGED_FILE = "summary.json", "diverged.json"
+SUMMARY_FILE = "summary.json"
 MEASURES = {"test_accuracy": "clean", "test_accuracy_augmented": "augmented", "test10k_accuracy": "official test"}
 DETECTABLE = (0.001, 0.002, 0.005)  # differences of accuracy, 0..1
 
@@ -26,7 +26,7 @@ class SeedRun:
 
     Attributes:
         seed: its seed.
-        state: "finished", "diverged", "stopped" or "running".
+        state: from `run_dir.run_state`.
         reason: where the loss was not finite, for a diverged run.
         accuracies: for a finished run, 0..1 by the names of `MEASURES`: clean and augmented accuracy of its best
             weights, and accuracy of its last weights on all official test images.
@@ -176,24 +176,15 @@ def read_repeats(folder: Path, target_accuracy: float | None = None) -> Repeats:
     )
 
 
-def write_diverged(run_dir: Path, reason: str) -> None:
-    """Mark a run that must not be resumed, because its loss was not finite."""
-    write_json(run_dir / DIVERGED_FILE, {"reason": reason})
-
-
 def _read_seed(seed: int, path: Path, target_accuracy: float | None) -> SeedRun:
-    if (path / DIVERGED_FILE).exists():
-        content = read_json(path / DIVERGED_FILE)
-        if not (isinstance(content, dict) and isinstance(content.get("reason"), str)):
-            raise FastcifarError(f"{path / DIVERGED_FILE} is damaged: it does not say why")
-        return SeedRun(seed, "diverged", reason=content["reason"])
-    if not (path / RESULTS_FILE).exists():
-        return SeedRun(seed, list_runs(path)[0].state)
+    state = run_state(path)
+    if state != "finished":
+        return SeedRun(seed, state, reason=read_diverged(path) if state == "diverged" else "")
     results, metrics = read_results(path), read_metrics(path)
     reached = (line.epoch + 1 for line in metrics if target_accuracy and line.val_accuracy >= target_accuracy)
     return SeedRun(
         seed,
-        "finished",
+        state,
         accuracies={
             "test_accuracy": results.best.test_accuracy,
             "test_accuracy_augmented": results.best.test_accuracy_augmented,

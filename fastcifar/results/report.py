@@ -20,7 +20,6 @@ from fastcifar.recipes import RECIPES, Recipe
 from fastcifar.results.charts import comparison_figure, describe_run, name_runs, run_figures
 from fastcifar.results.metrics import wilson_interval
 from fastcifar.results.records import (
-    RESULTS_FILE,
     EpochMetrics,
     Results,
     RunConfig,
@@ -28,7 +27,7 @@ from fastcifar.results.records import (
     read_metrics,
     read_results,
 )
-from fastcifar.results.run_dir import list_runs, seed_dirs
+from fastcifar.results.run_dir import read_diverged, run_state, seed_dirs
 from fastcifar.results.style import as_svg
 
 _DESCRIPTIONS = {
@@ -52,13 +51,14 @@ class _Chart:
 
 @dataclass(frozen=True, eq=False)
 class _Run:
-    """A run in a report; `results` is None until it is finished."""
+    """A run in a report; `results` is None until it is finished, `diverged` says where its loss was not finite."""
 
     path: Path
     name: str
     description: str
     anchor: str
     state: str
+    diverged: str
     config: RunConfig
     metrics: list[EpochMetrics]
     results: Results | None
@@ -141,16 +141,17 @@ def _show(value: object) -> object:
 
 def _read(run_dir: Path, name: str, anchor: str) -> _Run:
     config = read_config(run_dir)  # first, because the error for a folder that is not a run names this file
-    metrics = read_metrics(run_dir)
+    metrics, state = read_metrics(run_dir), run_state(run_dir)
     return _Run(
         path=run_dir,
         name=name,
         description=" · ".join(describe_run(config, len(metrics)).values()),
         anchor=anchor,
-        state=list_runs(run_dir)[0].state,
+        state=state,
+        diverged=read_diverged(run_dir) if state == "diverged" else "",
         config=config,
         metrics=metrics,
-        results=read_results(run_dir) if (run_dir / RESULTS_FILE).exists() else None,
+        results=read_results(run_dir) if state == "finished" else None,
         charts=[_chart(kind, figure) for kind, figure in run_figures(run_dir, with_trust=True).items()],
     )
 

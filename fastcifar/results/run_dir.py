@@ -1,4 +1,4 @@
-"""Run directories: created, locked, reopened, and listed."""
+"""Run directories: created, locked, reopened, and listed, with the state of their run."""
 
 import contextlib
 import datetime
@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastcifar.errors import FastcifarError
-from fastcifar.files import is_leftover, locked, read_text, reading, remove_leftover, writing
+from fastcifar.files import (
+    is_leftover,
+    locked,
+    read_json,
+    read_text,
+    reading,
+    remove_leftover,
+    write_json,
+    writing,
+)
 from fastcifar.results.records import (
     CONFIG_FILE,
     LAST_FILE,
@@ -20,6 +29,8 @@ from fastcifar.results.records import (
     read_results,
 )
 
+DIVERGED_FILE = "diverged.json"  # why the run must not be resumed
+
 
 def check_unused(out: Path) -> None:
     """Refuse a run directory that is not empty, apart from files left by a run that was killed as it began.
@@ -29,13 +40,55 @@ def check_unused(out: Path) -> None:
     """
     with writing(out):
         if out.exists() and not all(is_leftover(path) for path in out.iterdir()):
-            resume = f", or continue with `fastcifar train --resume {shlex.quote(str(out))}`"
-            raise FastcifarError(f"{out} is not empty: give a new directory{resume if is_stopped(out) else ''}")
+            can_resume = _saved_state(out) == "stopped"
+            hint = f", or continue with `fastcifar train --resume {shlex.quote(str(out))}`" if can_resume else ""
+            raise FastcifarError(f"{out} is not empty: give a new directory{hint}")
 
 
-def is_stopped(run_dir: Path) -> bool:
-    """Whether it holds a run that can be resumed."""
-    return (run_dir / LAST_FILE).exists() and not (run_dir / RESULTS_FILE).exists()
+def run_state(run_dir: Path) -> str:
+    """The state of the run in a directory, which may not exist.
+
+    Returns:
+        "finished" if it has results; else "diverged" if its loss was not finite, "running" if a process is training it,
+        "stopped" if it can be resumed, and "new" if there is nothing to resume.
+    """
+    state = _saved_state(run_dir)
+    may_run = state in ("stopped", "new") and run_dir.is_dir()
+    return "running" if may_run and not _is_free(run_dir) else state
+
+
+def _saved_state(run_dir: Path) -> str:
+    """The same for a run that no process is training, or this one."""
+    if (run_dir / RESULTS_FILE).exists():
+        return "finished"
+    if (run_dir / DIVERGED_FILE).exists():
+        return "diverged"
+    return "stopped" if (run_dir / LAST_FILE).exists() else "new"
+
+
+def _is_free(run_dir: Path) -> bool:
+    try:
+        with locked(run_dir, "busy"):
+            return True
+    except FastcifarError:
+        return False
+
+
+def write_diverged(run_dir: Path, reason: str) -> None:
+    """Mark a run as diverged; the reason says where its loss was not finite."""
+    write_json(run_dir / DIVERGED_FILE, {"reason": reason})
+
+
+def read_diverged(run_dir: Path) -> str:
+    """The reason from `write_diverged`.
+
+    Raises:
+        FastcifarError: the file is missing or damaged.
+    """
+    content = read_json(run_dir / DIVERGED_FILE)
+    if not (isinstance(content, dict) and isinstance(content.get("reason"), str)):
+        raise FastcifarError(f"{run_dir / DIVERGED_FILE} is damaged: it does not say why")
+    return content["reason"]  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
@@ -78,14 +131,17 @@ def interrupted_run_dir(run_dir: Path) -> Iterator[None]:
     """Keep other processes out of the directory of a run that is to be resumed.
 
     Raises:
-        FastcifarError: it is not a run directory, the run is finished, or it is still running.
+        FastcifarError: it is not a run directory, or the run is finished, has diverged, or is still running.
     """
     if not run_dir.is_dir():
         raise FastcifarError(f"{run_dir} is not a run directory: there is no such folder")
     with locked(run_dir, f"{run_dir} is still being trained by another process"):
-        if (run_dir / RESULTS_FILE).exists():
+        state = _saved_state(run_dir)
+        if state == "finished":
             raise FastcifarError(f"{run_dir} is finished: there is nothing left to do")
-        if not (run_dir / LAST_FILE).exists():
+        if state == "diverged":
+            raise FastcifarError(f"{run_dir} has diverged ({read_diverged(run_dir)}): start a new run")
+        if state == "new":
             raise FastcifarError(f"{run_dir} holds no {LAST_FILE} to resume from: start a new run")
         _remove_leftovers(run_dir)
         yield
@@ -111,7 +167,7 @@ class RunSummary:
 
     Attributes:
         path: its directory.
-        state: "finished", "running", "stopped" (it can be resumed) or "damaged".
+        state: from `run_state`, or "damaged".
         recipe: the recipe's name.
         num_epochs: the number of finished epochs.
         epochs: the number of epochs of the whole run.
@@ -153,10 +209,11 @@ def _summarise(path: Path) -> RunSummary:
     try:
         config = read_config(path)
         metrics = read_metrics(path) if read_text(path / METRICS_FILE) else []
-        results = read_results(path) if (path / RESULTS_FILE).exists() else None
+        state = run_state(path)
+        results = read_results(path) if state == "finished" else None
         return RunSummary(
             path=path,
-            state="finished" if results is not None else "stopped" if _is_free(path) else "running",
+            state=state,
             recipe=config.recipe,
             num_epochs=len(metrics),
             epochs=config.epochs,
@@ -167,14 +224,6 @@ def _summarise(path: Path) -> RunSummary:
         )
     except FastcifarError:
         return RunSummary(path=path, state="damaged")
-
-
-def _is_free(path: Path) -> bool:
-    try:
-        with locked(path, "busy"):
-            return True
-    except FastcifarError:
-        return False
 
 
 def seed_dirs(folder: Path) -> dict[int, Path]:

@@ -31,6 +31,7 @@ from fastcifar.results.records import (
     parse_record,
     write_metrics,
 )
+from fastcifar.results.run_dir import write_diverged
 from fastcifar.training.settings import Settings
 from fastcifar.training.trainer import Trainer
 
@@ -236,6 +237,11 @@ class Checkpointer:
     def remedy(self) -> str:
         """Say how to resume the run."""
         return f"continue with `fastcifar train --resume {shlex.quote(str(self._run_dir))}`"
+
+    def mark_diverged(self, reason: str) -> None:
+        """Record that the run must not be resumed, because its loss was not finite."""
+        if self._writes:
+            write_diverged(self._run_dir, reason)
 
     def finish_epoch(self, metrics: EpochMetrics) -> None:
         """Record an epoch that is finished and evaluated."""

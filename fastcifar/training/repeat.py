@@ -8,9 +8,8 @@ import torch
 
 from fastcifar.distributed import init_distributed
 from fastcifar.errors import DivergedError
-from fastcifar.results.records import RESULTS_FILE
-from fastcifar.results.repeats import DIVERGED_FILE, check_same_settings, write_diverged
-from fastcifar.results.run_dir import is_stopped
+from fastcifar.results.repeats import check_same_settings
+from fastcifar.results.run_dir import run_state
 from fastcifar.training.callbacks import Callback
 from fastcifar.training.run import resume_training, train_model, with_usable_convolution
 from fastcifar.training.settings import Settings
@@ -43,25 +42,15 @@ def train_seeds(
             check_same_settings(folder, settings.as_config())
         for number, seed in enumerate(seeds, start=1):
             run_dir = folder / f"seed-{seed}"
-            state = world.broadcast(_state(run_dir) if world.is_main else None)
+            state = world.broadcast(run_state(run_dir) if world.is_main else None)
             callback.on_message(f"seed {seed} ({number} of {len(seeds)}): {state}")
-            if state in ("new", "stopped"):
+            if state not in ("finished", "diverged"):
                 of_seed = replace(settings, recipe=replace(settings.recipe, seed=seed))
                 try:
-                    if state == "stopped":
-                        resume_training(run_dir, data_dir, callback)
-                    else:
+                    if state == "new":
                         train_model(of_seed, data_dir, run_dir, callback)
-                except DivergedError as error:  # on every rank
+                    else:
+                        resume_training(run_dir, data_dir, callback)  # an error if another process trains it
+                except DivergedError as error:
                     callback.on_message(str(error))
-                    if world.is_main:
-                        write_diverged(run_dir, error.reason)
                 torch.compiler.reset()  # it compiles a function for at most 8 models
-
-
-def _state(run_dir: Path) -> str:
-    if (run_dir / RESULTS_FILE).exists():
-        return "finished"
-    if (run_dir / DIVERGED_FILE).exists():
-        return "diverged"
-    return "stopped" if is_stopped(run_dir) else "new"

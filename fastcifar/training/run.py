@@ -28,7 +28,7 @@ from fastcifar.results.records import (
     write_predictions,
     write_results,
 )
-from fastcifar.results.run_dir import check_unused, interrupted_run_dir, is_stopped, new_run_dir
+from fastcifar.results.run_dir import check_unused, interrupted_run_dir, new_run_dir, run_state
 from fastcifar.training.callbacks import Callback
 from fastcifar.training.checkpoint import BestEpoch, Checkpointer, LastCheckpoint, read_last
 from fastcifar.training.convolution import TORCH
@@ -64,7 +64,8 @@ def train_model(
     with init_distributed() as world, contextlib.ExitStack() as stack:
         callback = callback if callback and world.is_main else Callback()
         if out is not None:
-            if world.all_reduce_max(world.num_restarts) and world.broadcast(is_stopped(out)):
+            is_restarted = world.all_reduce_max(world.num_restarts) > 0
+            if is_restarted and world.broadcast(run_state(out) if world.is_main else None) != "new":
                 return out, resume_training(out, data_dir, callback)[1]
             if world.is_main:
                 check_unused(out)
@@ -94,7 +95,7 @@ def resume_training(
         The run's settings and its results.
 
     Raises:
-        FastcifarError: as `train_model`, or the run cannot be resumed here.
+        FastcifarError: as `train_model`, or the run has diverged or cannot be resumed here.
         Interrupted: as `train_model`.
     """
     with init_distributed() as world, contextlib.ExitStack() as stack:
@@ -260,7 +261,9 @@ class Run:
         if not math.isfinite(train_loss + val_loss):
             bad_step = trainer.first_bad_step()
             where = "the validation" if bad_step is None else f"step {bad_step + 1}"
-            raise DivergedError(f"the loss is not finite in {where} of epoch {epoch + 1}", checkpointer.describe())
+            problem = f"the loss is not finite in {where} of epoch {epoch + 1}"
+            checkpointer.mark_diverged(problem)
+            raise DivergedError(problem, checkpointer.describe())
         return EpochMetrics(
             epoch=epoch,
             train_loss=train_loss,

@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from fastcifar.results.records import (
+    LAST_FILE,
     EpochMetrics,
     Predictions,
     Results,
@@ -69,7 +70,7 @@ def build_results(accuracy: float, augmented: float) -> Results:
 
 
 def write_run(folder: Path, metrics: list[EpochMetrics], results: Results | None = None, **config: Any) -> Path:
-    """A run directory; one without results is not finished."""
+    """A run directory; one without results is that of a stopped run."""
     folder.mkdir(parents=True)
     usual = {
         "recipe": "adam89",
@@ -82,7 +83,9 @@ def write_run(folder: Path, metrics: list[EpochMetrics], results: Results | None
     }
     write_config(folder, usual | config)
     write_metrics(folder, metrics)
-    if results is not None:
+    if results is None:
+        (folder / LAST_FILE).touch()
+    else:
         write_predictions(folder, build_predictions(20, {3: 4.0}))
         write_results(folder, results)
     return folder
