@@ -241,7 +241,7 @@ def test_seeds_are_summed_up(tmp_path: Path) -> None:
     run_dirs = [
         add("one", 0.50, 0.40, 100.0, seed=1),
         add("two", 0.52, 0.43, 104.0, seed=2),
-        add("three", 0.57, 0.43, 108.0, seed=3),
+        add("three", 0.57, 0.43, 108.0, seed=3, device_name="Another CPU", num_threads=96),
         add("other", 0.60, 0.55, 50.0, seed=1, learning_rate=0.5),
         write_run(tmp_path / "stopped", build_metrics(2), epochs=3, seed=4),
     ]
@@ -256,6 +256,8 @@ def test_seeds_are_summed_up(tmp_path: Path) -> None:
     assert page.tables["What differs"] == [
         ["", "one", "two", "three", "other", "stopped"],
         ["seed", "1", "2", "3", "1", "4"],
+        ["device_name", "Some CPU", "Some CPU", "Another CPU", "Some CPU", "Some CPU"],
+        ["num_threads", "-", "-", "96", "-", "-"],
         ["learning_rate", "-", "-", "-", "0.5", "-"],
     ]
     rows = page.tables["Runs"]

@@ -8,6 +8,7 @@ from typing import Any
 from fastcifar.errors import ArgumentError, FastcifarError, counted
 from fastcifar.files import write_json
 from fastcifar.results.charts import describe_run
+from fastcifar.results.comparable import comparable_settings, describe_differing, differing_settings
 from fastcifar.results.records import CONFIG_FILE, RunConfig, read_config, read_metrics, read_results
 from fastcifar.results.run_dir import read_diverged, run_state, seed_dirs
 from fastcifar.results.seed_statistics import Difference, Mean, mean_of, num_seeds_needed, paired, welch
@@ -15,9 +16,6 @@ from fastcifar.results.seed_statistics import Difference, Mean, mean_of, num_see
 SUMMARY_FILE = "summary.json"
 MEASURES = {"test_accuracy": "clean", "test_accuracy_augmented": "augmented", "test10k_accuracy": "official test"}
 DETECTABLE = (0.001, 0.002, 0.005)  # differences of accuracy, 0..1
-
-# What may differ between the seeds of a folder: it does not change what is trained.
-_NOT_COMPARED = {"seed", "device_name", "num_threads", "num_workers"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,7 @@ class Repeats:
     @property
     def shared_settings(self) -> dict[str, Any]:
         """The settings that all seeds share: those that may change the training."""
-        return _comparable(self.config.settings)
+        return comparable_settings(self.config.settings)
 
     def values(self, measure: str) -> list[float]:
         """The finished runs' values of a measure, by seed."""
@@ -119,26 +117,6 @@ class Comparison:
     differing: Mapping[str, tuple[Any, Any]]
     paired: bool
     differences: Mapping[str, Difference]
-
-
-def differing_settings(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """The settings in which two runs differ and that may change the training, with both values."""
-    ours, theirs = _comparable(first), _comparable(second)
-    pairs = {key: (ours.get(key), theirs.get(key)) for key in {**ours, **theirs}}
-    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _comparable(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that may change the training, with a device's kind only, and with lists for tuples as in JSON."""
-    values = {key: value for key, value in settings.items() if key not in _NOT_COMPARED}
-    if "device" in values:
-        values["device"] = str(values["device"]).split(":")[0]
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-
-def describe_differing(differing: Mapping[str, tuple[Any, Any]]) -> str:
-    """Settings and their two values, on one line."""
-    return ", ".join(f"{key} {first} and {second}" for key, (first, second) in differing.items())
 
 
 def check_same_settings(folder: Path, settings: Mapping[str, Any]) -> None:

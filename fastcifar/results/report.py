@@ -18,6 +18,7 @@ from fastcifar.errors import counted, one_line
 from fastcifar.files import write_text
 from fastcifar.recipes import RECIPES, Recipe
 from fastcifar.results.charts import comparison_figure, describe_run, name_runs, run_figures
+from fastcifar.results.comparable import comparable_settings
 from fastcifar.results.metrics import wilson_interval
 from fastcifar.results.records import (
     EpochMetrics,
@@ -171,13 +172,13 @@ def _chart(kind: str, figure: Figure) -> _Chart:
 
 
 def _compare(runs: Sequence[_Run]) -> dict[str, Any]:
-    """How several runs compare: a chart, groups of finished runs that differ only in their seed, what differs."""
+    """How several runs compare: a chart, groups of finished runs that were trained alike, what differs."""
     described = [dict(_nested_rows(run.config.settings, {"environment": run.config.environment})) for run in runs]
     names = dict.fromkeys(name for each in described for name in each)
     groups: dict[str, list[_Run]] = {}
     for run in runs:
         if run.results is not None:
-            shared = run.config.settings | {"seed": None, "environment": run.config.environment}
+            shared = comparable_settings(run.config.settings)
             groups.setdefault(json.dumps(shared, sort_keys=True), []).append(run)
     return {
         "chart": _chart("comparison", comparison_figure([run.path for run in runs])),

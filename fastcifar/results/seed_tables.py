@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastcifar.errors import one_line
-from fastcifar.results.repeats import MEASURES, Comparison, Repeats, describe_differing, seeds_to_detect
+from fastcifar.results.comparable import describe_differing
+from fastcifar.results.repeats import MEASURES, Comparison, Repeats, seeds_to_detect
 from fastcifar.results.seed_statistics import Mean
 
 
