@@ -26,7 +26,7 @@ from fastcifar.training.evaluate import compute_logits, loss_and_accuracy
 
 
 def test_help_takes_little_longer_than_the_interpreters_start() -> None:
-    """Most of its two starts' time is click's import; numpy's alone takes two starts more, torch's dozens."""
+    """Its two or three starts' time is click's import and our own; torch's import alone takes dozens."""
 
     def seconds(*command: str) -> float:
         """CPU time, which other work on the machine hardly changes."""
