@@ -145,8 +145,8 @@ def init_distributed() -> Iterator[World]:
         return
     if not world.is_main and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    backend = "gloo"
-    if torch.cuda.is_available() and world.local_rank < torch.cuda.device_count():
+    backend = "gloo"  # also where processes share a device, which NCCL refuses; all ranks must choose the same
+    if torch.cuda.is_available() and world.local_size <= torch.cuda.device_count():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(world.local_rank)
     try:

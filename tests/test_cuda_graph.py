@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastcifar.distributed import ALONE, LostPeerError, World
 from fastcifar.training import evaluate, in_flight
-from fastcifar.training.cuda_graph import CudaGraphStep
+from fastcifar.training.cuda_graph import CudaGraphStep, try_capture
 from fastcifar.training.evaluate import CompiledPass
 from fastcifar.training.in_flight import StepsInFlight
 
@@ -51,15 +51,21 @@ class FakeCuda:
             assert capture_error_mode == "thread_local"
             before, self.stream = self.stream, stream
             self.capturing, num_before = True, len(self.log)
-            yield
+            try:
+                yield
+            finally:
+                self.capturing = False
             of.num_steps = len(self.log) - num_before
-            self.capturing, self.stream = False, before
+            self.stream = before  # not after an error, as in torch 2.11
 
         for name, value in {
             "Stream": Stream, "CUDAGraph": Graph, "stream": stream, "graph": graph,
-            "current_stream": lambda *_: self.stream,
+            "current_stream": lambda *_: self.stream, "set_stream": self.set_stream,
         }.items():  # fmt: skip
             monkeypatch.setattr(torch.cuda, name, value)
+
+    def set_stream(self, stream: str) -> None:
+        self.stream = stream
 
     def run(self) -> None:
         self.log.append(("capture" if self.capturing else "run", self.stream))
@@ -74,6 +80,19 @@ def test_warm_up_and_capture_share_a_stream(monkeypatch: pytest.MonkeyPatch) -> 
     assert side != main
     step.step(1)
     assert cuda.log[-1] == ("replay 1", main)
+
+
+def test_a_failed_capture_restores_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda(monkeypatch)
+    main = cuda.stream
+
+    def run() -> None:
+        cuda.run()
+        if cuda.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    assert try_capture(lambda: CudaGraphStep(run)) == (None, "operation not permitted when stream is capturing")
+    assert cuda.stream == main
 
 
 @pytest.mark.parametrize(("num_steps", "expected"), [(7, [3, 3, 1]), (6, [3, 3]), (2, [1, 1])])

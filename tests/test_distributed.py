@@ -78,7 +78,11 @@ def torchrun(num_ranks: int, *arguments: str, cwd: Path, options: tuple[str, ...
 
 def finish(process: Any) -> str:
     """Wait until it ends with exit code 0; returns its output."""
-    output, _ = process.communicate(timeout=300)
+    try:
+        output, _ = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # torchrun ends its processes
+        output, _ = process.communicate()
     assert process.returncode == 0, output
     return str(output)
 

@@ -80,12 +80,24 @@ def test_a_stage_goes_on_where_it_was_cut_off(tiny_data: Path, tmp_path: Path, m
 
     monkeypatch.setitem(gpu_report.STAGES, "steps", stage)
     run(tmp_path, tiny_data, "--stage", "steps")
-    assert found(tmp_path, "steps") == {"good": 1, "bad": {"error": "ValueError: no such kernel"}, "late": 3}
+    rows = found(tmp_path, "steps")
+    assert (rows["good"], rows["bad"]["error"], rows["late"]) == (1, "ValueError: no such kernel", 3)
+    assert "in measure" in rows["bad"]["traceback"]
     content = json.loads((tmp_path / "steps.json").read_text())
     del content["late"]
     (tmp_path / "steps.json").write_text(json.dumps(content))
     assert "steps, good: measured before" in run(tmp_path, tiny_data, "--stage", "steps")
-    assert made == ["good", "bad", "late", "late"]
+    assert made == ["good", "bad", "late", "bad", "late"]  # a failure is tried again
+
+
+def test_a_stage_ends_after_a_failed_capture(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"first": {"capture_failure": "not permitted"}, "second": {"capture_failure": None}}
+    stage = {name: functools.partial(dict[str, Any], row) for name, row in rows.items()}
+    monkeypatch.setitem(gpu_report.STAGES, "steps", lambda _: stage)
+    assert "steps: repeat the command for what is left" in run(tmp_path, tiny_data, "--stage", "steps")
+    assert list(found(tmp_path, "steps")) == ["first"]
+    run(tmp_path, tiny_data, "--stage", "steps")
+    assert found(tmp_path, "steps") == rows
 
 
 def test_a_measurement_that_was_stopped_is_made_again(

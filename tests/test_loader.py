@@ -226,6 +226,7 @@ def test_resident_on_cuda_gives_the_cpus_batches() -> None:
 @pytest.mark.gpu
 def test_streamed_to_cuda_equals_resident(tiny_data: Path) -> None:
     """The device is kept busy before each copy, so the host would run far ahead if it did not wait."""
+    pytest.importorskip("ffcv")
     planner = build_planner(batch_size=2)
     streamed = build_streamed(tiny_data, planner, torch.device("cuda"))
     resident = build_resident(planner)

@@ -426,8 +426,11 @@ def test_too_little_memory_is_one_line(
 @pytest.mark.gpu
 @pytest.mark.parametrize("choices", [{}, {"loader": "streamed"}, {"compile": False}, {"deterministic": True}])
 def test_a_run_on_cuda_is_stopped_and_resumed(tiny_data: Path, tmp_path: Path, choices: dict[str, Any]) -> None:
+    """Stopped after an epoch: the host issues all steps of so short an epoch before it sees that one is finished."""
+    if "loader" in choices:
+        pytest.importorskip("ffcv")
     listener = Listener()
-    listener.stop_at = (1, 1)
+    listener.stop_after = 1
     with pytest.raises(Interrupted):
         run(tiny_data, tmp_path / "run", listener, device="auto", precision="bf16", **choices)
     settings, results = resume_training(tmp_path / "run", None, Listener())

@@ -293,6 +293,7 @@ def test_a_captured_step_goes_on_from_a_loaded_state() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("name", ["sgd92", "adam89"])
 def test_a_warm_step_never_waits_for_the_device(name: str) -> None:
     trainer, loader = build_trainer(name, CUDA, "bf16", compile=True), build_loader(device=CUDA)
@@ -302,8 +303,8 @@ def test_a_warm_step_never_waits_for_the_device(name: str) -> None:
     steps = loader.epoch(1)
     next(steps)
     trainer.step(loader)
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for _ in steps:
             trainer.step(loader)
     finally:

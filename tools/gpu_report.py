@@ -7,14 +7,17 @@ continues it. `DIR/report.md` shows all of them. Without a GPU it runs on the CP
 sizes then. docs/gpu-day.md has the commands for half an hour on a GPU.
 """
 
+import gc
 import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -51,6 +54,7 @@ from fastcifar.training.trainer import Trainer  # noqa: E402
 Result = dict[str, Any]
 _OFF: dict[str, Any] = {field.name: 1 if field.name == "steps_per_graph" else False for field in fields(StepOptions)}
 _STAGE_S = 510.0  # a command on a lent GPU may be stopped after ten minutes
+_PYTEST_S = 240.0
 # Between a CPU and a GPU, or captured and not, the first step's loss differs by TF32's rounding of factors, 2**-11, in
 # 20 layers at most. Later ones differ by what training makes of it, and cuDNN's gradients differ from run to run.
 _FIRST_STEP, _MEAN_OF_STEPS = 20 * 2.0**-11, 0.1
@@ -111,9 +115,17 @@ def tests(campaign: Campaign) -> Measurements:
 
     def run_pytest() -> Result:
         chosen = ["-m", "gpu"] if campaign.is_cuda else ["tests/test_augment.py", "-k", "golden"]
-        command = [sys.executable, "-m", "pytest", "-q", *chosen]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=_STAGE_S)
-        return {"passed": done.returncode == 0, "output": done.stdout[-20_000:]}
+        command = [sys.executable, "-m", "pytest", "-v", "--durations=15", "--continue-on-collection-errors", *chosen]
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        )
+        try:
+            output, _ = process.communicate(timeout=_PYTEST_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # a test may have started other processes
+            output, _ = process.communicate()
+            output += f"\nstopped after {_PYTEST_S:.0f} s"
+        return {"passed": process.returncode == 0, "output": output[-20_000:]}
 
     def compare_pixels() -> Result:
         loader = campaign.loader(campaign.batch_size, torch.device("cpu"))
@@ -176,15 +188,17 @@ def profile(campaign: Campaign) -> Measurements:
         if campaign.is_cuda:
             trainer.warm_up(loader)
         trainer.begin_epoch()
-        num_steps = 0
+        epoch, num_steps = loader.epoch(1), 0
+        next(epoch)  # it plans the epoch, which is not part of a step
+        trainer.step(loader)
+        synchronise(campaign.device)
         with profiled(activities=[ProfilerActivity.CUDA if campaign.is_cuda else ProfilerActivity.CPU]) as profiler:
-            for _ in loader.epoch(1):
+            for _ in itertools.islice(epoch, 10):
                 trainer.step(loader)
                 num_steps += 1
-                if num_steps == 10:
-                    break
             synchronise(campaign.device)
-        events = profiler.key_averages()
+        kind = "CUDA" if campaign.is_cuda else "CPU"
+        events = [event for event in profiler.key_averages() if event.device_type.name == kind]  # not calls by the host
         spent = {e.key: e.self_device_time_total if campaign.is_cuda else e.self_cpu_time_total for e in events}
         top = sorted(spent.items(), key=lambda item: -item[1])[:25]
         return {
@@ -201,6 +215,7 @@ def profile(campaign: Campaign) -> Measurements:
         command = ["ncu", "--csv", "--metrics", metrics, "--kernel-name", names, "--launch-count", "200"]
         with tempfile.TemporaryDirectory() as folder:
             command += [sys.executable, __file__, "--out", folder, "--data", str(campaign.data_dir), "--stage", "steps"]
+            command += ["--batch-size", str(campaign.batch_size), *["--random-images"] * campaign.random_images]
             done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
         return {"csv": done.stdout[-200_000:], "returncode": done.returncode}
 
@@ -227,6 +242,7 @@ def switches(campaign: Campaign) -> Measurements:
     def build(name: str, size: int) -> Callable[[], Result]:
         def measure() -> Result:
             torch._dynamo.reset()  # otherwise the variants' graphs reach its limit, and it stops compiling
+            gc.collect()  # the previous variant's graphs and their memory
             loader = campaign.loader(size, campaign.device)
             trainer = campaign.trainer("sgd92", size, variants[name.split(" at ")[0]])
             start = time.perf_counter()
@@ -348,7 +364,7 @@ def run_stage(name: str, campaign: Campaign) -> None:
     longest_s = max((row["seconds"] for key, row in rows.items() if key != "machine"), default=0.0)
     begun, num_made = time.monotonic(), 0
     for key, measure in STAGES[name](campaign).items():
-        if key in rows:
+        if key in rows and not _has_failed(rows[key]):
             print(f"{name}, {key}: measured before", flush=True)
             continue
         if num_made and time.monotonic() + longest_s > begun + _STAGE_S:
@@ -360,11 +376,18 @@ def run_stage(name: str, campaign: Campaign) -> None:
         except Interrupted as error:  # the repeated command goes on with it
             raise click.ClickException(str(error)) from error
         except Exception as error:
-            row = {"error": f"{type(error).__name__}: {reason(error)}"}
+            row = {"error": f"{type(error).__name__}: {reason(error)}", "traceback": traceback.format_exc()[-4000:]}
         rows[key] = {"seconds": time.perf_counter() - start, "found": row, "random_images": campaign.random_images}
         longest_s, num_made = max(longest_s, rows[key]["seconds"]), num_made + 1
         write_json(path, rows)
         print(f"{name}, {key}: {json.dumps(row)[:300]}", flush=True)
+        if isinstance(row, dict) and row.get("capture_failure"):  # torch may keep memory: the next needs a new process
+            print(f"{name}: repeat the command for what is left", flush=True)
+            return
+
+
+def _has_failed(row: Result) -> bool:
+    return isinstance(row["found"], dict) and "error" in row["found"]
 
 
 def write_report(out: Path) -> None:

@@ -24,15 +24,18 @@ class CudaGraphStep:
     """
 
     def __init__(self, run: Callable[[], None], steps_per_graph: int = 1) -> None:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        # Autograd remembers the stream on which it first used a weight, so warm-up and capture must share a stream.
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                run()
-        self._one = self._capture(run, 1, stream)
-        self._several = self._one if steps_per_graph == 1 else self._capture(run, steps_per_graph, stream)
-        torch.cuda.current_stream().wait_stream(stream)
+        stream, former = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(former)
+        try:
+            # Autograd remembers the stream on which it first used a weight, so warm-up and capture must share a stream.
+            with torch.cuda.stream(stream):
+                for _ in range(_WARM_UPS):
+                    run()
+            self._one = self._capture(run, 1, stream)
+            self._several = self._one if steps_per_graph == 1 else self._capture(run, steps_per_graph, stream)
+        finally:
+            torch.cuda.set_stream(former)  # torch 2.11 leaves the other stream current when a capture fails
+            former.wait_stream(stream)
         self._steps_per_graph, self._num_ahead = steps_per_graph, 0
 
     @staticmethod

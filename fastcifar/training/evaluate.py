@@ -133,7 +133,8 @@ def compute_logits(
         # Positions beyond the end repeat the last image; their logits are dropped below.
         positions = torch.arange(start, start + size, device=images.device).clamp_(max=len(images) - 1)
         batch = images[positions] if coeffs is None else gather_augmented(images, positions, coeffs[positions])
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        # Without its cache, because a captured pass must cast the weights again when they have changed.
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
             logits[start : start + size] = classify(model, batch, mean, std)
     model.train(was_training)
     world.all_reduce_sum(logits)  # only one rank's are not zero

@@ -24,7 +24,10 @@ class MasterWeights:
 
     def __init__(self, optimizer: Optimizer, recipe: Recipe, leaves: list[Tensor]) -> None:
         self._optimizer, self._recipe = optimizer, recipe
-        self._masters: list[Tensor] = optimizer.param_groups[0]["params"]
+        # Read here: if `update` read the group, torch.compile would compile it again for each learning rate in it.
+        group = optimizer.param_groups[0]
+        self._masters: list[Tensor] = group["params"]
+        self._betas, self._eps = group.get("betas", (0.0, 0.0)), group.get("eps", 0.0)
         has_copy = [leaf is not master for leaf, master in zip(leaves, self._masters, strict=True)]
         self._copied = [position for position, is_copy in enumerate(has_copy) if is_copy]
         self._own = [position for position, is_copy in enumerate(has_copy) if not is_copy]
@@ -58,7 +61,6 @@ class MasterWeights:
             some_gradients = [gradients[position] for position in positions]
             states = [self._optimizer.state[master] for master in masters]
             if self._recipe.optimizer == "adam":
-                group = self._optimizer.param_groups[0]
                 names = ("exp_avg", "exp_avg_sq", "step")
                 averages, squares, num_steps = ([state[name] for state in states] for name in names)
                 update_adam(
@@ -68,8 +70,8 @@ class MasterWeights:
                     squares,
                     num_steps,
                     lr,
-                    betas=group["betas"],
-                    eps=group["eps"],
+                    betas=self._betas,
+                    eps=self._eps,
                     decay=self._recipe.weight_decay,
                 )
             else:

@@ -229,6 +229,7 @@ class Run:
                     self.callback.on_epoch_end(metrics)
                     if epoch + 1 < recipe.epochs:
                         _stop_if_requested(signals, checkpointer)
+            self.trainer.release_graph()
             signals.answer = "finishing the evaluation"
             self.callback.on_message("evaluating on the test split")
             results = self._finish(checkpointer, run_dir)

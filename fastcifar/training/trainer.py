@@ -192,6 +192,10 @@ class Trainer:
         """Whether the step is replayed as a CUDA graph."""
         return self._graph is not None
 
+    def release_graph(self) -> None:
+        """Free the captured step; NCCL's group cannot be destroyed before, because the graph contains its calls."""
+        self._graph = None
+
     def step(self, loader: Loader) -> None:
         """One optimizer step on the batch that the loader made available last; copies nothing to the host."""
         if self._graph is None:

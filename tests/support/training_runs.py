@@ -31,13 +31,14 @@ _NOT_THE_RESULT = ("seconds", "img_per_s", "num_workers")
 
 
 class Listener(Callback):
-    """Records the calls; can interrupt the run at a step."""
+    """Records the calls; can interrupt the run at a step, or after an epoch."""
 
     def __init__(self) -> None:
         self.epochs: list[EpochMetrics] = []
         self.steps: list[tuple[int, int]] = []
         self.messages: list[str] = []
         self.stop_at: tuple[int, int] | None = None
+        self.stop_after: int | None = None
 
     def on_message(self, message: str) -> None:
         self.messages.append(message)
@@ -54,6 +55,8 @@ class Listener(Callback):
 
     def on_epoch_end(self, metrics: EpochMetrics) -> None:
         self.epochs.append(metrics)
+        if self.stop_after == metrics.epoch:
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def tiny_settings(recipe: str = "adam89", **choices: Any) -> Settings:
