@@ -8,7 +8,8 @@ from support.command_line import call
 from support.figure_parts import build_metrics, build_results, lines_of, text_of, texts, write_run
 
 from fastcifar.errors import FastcifarError
-from fastcifar.results.repeats import Repeats, compare_repeats, read_repeats
+from fastcifar.files import read_json
+from fastcifar.results.repeats import Repeats, compare_repeats, read_groups, read_repeats
 from fastcifar.results.run_dir import write_diverged
 from fastcifar.results.seed_tables import build_tables
 from fastcifar.results.strip_plot import draw_seeds, write_seeds
@@ -233,6 +234,87 @@ def test_the_command_compares_two_folders_seed_by_seed(
     comparison = json.loads(Path("compared/summary.json").read_text())["comparison"]
     assert comparison["test"] == "paired t"
     assert comparison["differences"]["test_accuracy"]["difference"] == pytest.approx(0.0195)
+
+
+@pytest.fixture
+def compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder as `repeat` with two recipes fills it, `sgd92` first; the current folder is the one that holds it."""
+    for minute, (recipe, accuracies) in enumerate({"sgd92": (0.60, 0.62, 0.64), "adam89": (0.64, 0.66)}.items()):
+        for seed, accuracy in enumerate(accuracies, start=42):
+            path = write_seed(tmp_path / "compared" / recipe, seed, accuracy, recipe=recipe) / "config.json"
+            path.write_text(json.dumps(read_json(path) | {"begun": f"2026-11-01T12:0{minute}:00+00:00"}))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "compared"
+
+
+def test_two_folders_of_seeds_are_reported_with_their_difference(
+    compared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, capsys, "report", "compared") == (0, "compared/report.html\n", "")
+    assert call(monkeypatch, capsys, "report", "compared/sgd92", "compared/adam89") == (0, "report.html\n", "")
+    page = (compared / "report.html").read_text()
+    assert (tmp_path / "report.html").read_text() == page
+    assert "<title>sgd92 and adam89 compared</title>" in page
+    assert page.count("data:image/svg+xml;base64,") == 1
+    groups = [read_repeats(compared / name) for name in ("sgd92", "adam89")]
+    difference = compare_repeats(*groups)
+    assert difference.differences["test_accuracy"].difference == pytest.approx(0.03)
+    assert "mean and 95% interval. Clean test accuracy +3.00 points (" in page
+    tables = build_tables(groups, difference)
+    assert len(tables) == 3
+    for cells in (cells for table in tables for cells in table.rows):
+        texts_of_row = [f'<td class="figure">{cell}</td>' for cell in cells[1:]]
+        assert f'<tr><th scope="row">{cells[0]}</th>{"".join(texts_of_row)}</tr>' in page
+    assert "adam89 minus sgd92, points of accuracy (Welch&#39;s t test, 2 and 3 seeds)" in page
+    assert "<p>settings that differ: recipe sgd92 and adam89</p>" in page
+    assert '<tr><th scope="row">recipe</th><td>sgd92</td><td>adam89</td></tr>' in page
+    assert '<tr><th scope="row">epochs</th><td>10</td><td>10</td></tr>' in page
+    # The other way round by name too, as it is asked for.
+    assert call(monkeypatch, capsys, "report", "compared/adam89", "compared/sgd92")[0] == 0
+    assert "sgd92 minus adam89, points of accuracy" in (tmp_path / "report.html").read_text()
+
+
+def test_two_folders_with_too_few_seeds_are_reported_without_a_difference(
+    compared: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (compared / "adam89" / "seed-43" / "results.json").unlink()
+    assert call(monkeypatch, capsys, "report", "compared")[0] == 0
+    page = (compared / "report.html").read_text()
+    problem = "compared/adam89 has 1 finished seed: a comparison needs 2 of each"
+    assert f"<p>No difference is given: {problem}.</p>" in page
+    assert "mean and 95% interval. Too few finished seeds for a difference." in page
+    assert "minus" not in page
+    for name in ("sgd92", "adam89"):
+        assert f"<h2>{name}</h2>" in page
+
+
+def test_folders_that_do_not_fit_on_a_page_are_refused(
+    compared: Path, three: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_seed(compared.parent / "others", 42, 0.6, num_eval_images=10)
+    for arguments, message in (
+        (["three", "others"], "three and others were tested on None and on 10 images, so they cannot be compared"),
+        (["three", "others", "compared"], "4 folders of seeds are too many for one page: give one or two"),
+        (["three", "../" + compared.parent.name + "/three"], "three is given twice"),
+        (["three", "three/seed-42"], "three/seed-42 is a run and three a folder of seeds: a page shows only one kind"),
+        (["three", "nowhere"], "cannot read nowhere/config.json: No such file or directory"),
+        (["nowhere"], "cannot read nowhere/config.json: No such file or directory"),
+    ):
+        assert call(monkeypatch, capsys, "report", *arguments) == (2, "", f"Error: {message}\n")
+    assert not Path("report.html").exists()
+    write_seed(compared.parent, 42, 0.6).rename("run")  # beside folders of seeds: which is meant?
+    code, _, err = call(monkeypatch, capsys, "report", ".")
+    assert (code, err) == (2, "Error: cannot read config.json: No such file or directory\n")
+
+
+def test_folders_of_one_name_are_told_apart(three: Path, tmp_path: Path) -> None:
+    for seed, accuracy in ((42, 0.62), (43, 0.64)):
+        write_seed(tmp_path / "new" / "three", seed, accuracy)
+    groups = read_groups([three, tmp_path / "new" / "three"])
+    assert [group.name for group in groups] == [str(three), str(tmp_path / "new" / "three")]
+    *_, table = build_tables(groups, compare_repeats(*groups))
+    assert table.title.startswith(f"{tmp_path}/new/three minus {three}, points of accuracy")
+    assert [group.name for group in read_groups([three])] == ["three"]
 
 
 def test_a_folder_of_seeds_is_reported_as_one_page(

@@ -46,7 +46,10 @@ def charts(run_dirs: tuple[Path, ...], out: Path | None) -> None:
     help="Output file.  [default: RUN/report.html; for several runs report.html]",
 )
 def report(run_dirs: tuple[Path, ...], out: Path | None) -> None:
-    """Write one HTML page about a run, about a folder of seeds, or comparing up to 8 runs; it needs no network."""
+    """Write one HTML page about a run or a folder of seeds, or comparing several; it needs no network.
+
+    It compares up to 8 runs, or two folders of seeds: give both, or the folder that holds them.
+    """
     from fastcifar.results.report import write_report
 
     out = out or (run_dirs[0] if len(run_dirs) == 1 else Path()) / "report.html"

@@ -173,12 +173,12 @@ def repeat(
                 train_seeds(settings, range(first, first + num_seeds), data_dir, folder, callback)
     if process_rank() != "0":
         return
-    from fastcifar.results.repeats import compare_repeats, read_repeats
+    from fastcifar.results.repeats import compare_repeats, read_groups
     from fastcifar.results.seed_tables import build_tables
     from fastcifar.results.strip_plot import write_seeds
     from fastcifar.terminal import show_seed_tables
 
-    groups = [read_repeats(folder, target_accuracy) for folder in folders]
+    groups = read_groups(folders, target_accuracy)
     comparison = compare_repeats(*groups, by_seed=paired) if len(groups) == 2 else None
     written = write_seeds(out, groups, comparison)
     if quiet:

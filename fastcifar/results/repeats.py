@@ -1,13 +1,13 @@
 """A recipe trained with several seeds: a folder of ordinary run directories, read together."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fastcifar.errors import ArgumentError, FastcifarError, counted
 from fastcifar.files import write_json
-from fastcifar.results.charts import describe_run
+from fastcifar.results.charts import describe_run, name_runs
 from fastcifar.results.comparable import comparable_settings, describe_differing, differing_settings
 from fastcifar.results.records import CONFIG_FILE, RunConfig, read_config, read_metrics, read_results
 from fastcifar.results.run_dir import read_diverged, run_state, seed_dirs
@@ -46,6 +46,7 @@ class Repeats:
 
     Attributes:
         folder: the folder that holds them.
+        name: the folder's name; its path, if it is compared with another folder of the same name.
         config: the first seed's; the others differ only in settings that do not change the training.
         devices: the processors' names, each once.
         runs: the runs, by seed.
@@ -53,6 +54,7 @@ class Repeats:
     """
 
     folder: Path
+    name: str
     config: RunConfig
     devices: tuple[str, ...]
     runs: tuple[SeedRun, ...]
@@ -67,11 +69,6 @@ class Repeats:
     def num_diverged(self) -> int:
         """The number of runs whose loss was not finite."""
         return sum(run.state == "diverged" for run in self.runs)
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.absolute().name
 
     def describe(self) -> dict[str, str]:
         """Describe what was trained, in parts of a few words."""
@@ -147,11 +144,28 @@ def read_repeats(folder: Path, target_accuracy: float | None = None) -> Repeats:
     check_same_settings(folder, configs[0].settings)
     return Repeats(
         folder=folder,
+        name=folder.absolute().name,
         config=configs[0],
         devices=tuple(dict.fromkeys(config.device_name for config in configs)),
         runs=tuple(_read_seed(seed, path, target_accuracy) for seed, path in dirs.items()),
         target_accuracy=target_accuracy,
     )
+
+
+def read_groups(folders: Sequence[Path], target_accuracy: float | None = None) -> list[Repeats]:
+    """Read several folders of seeds, each with another name.
+
+    Args:
+        folders: different folders, see `read_repeats`.
+        target_accuracy: see `read_repeats`.
+
+    Raises:
+        FastcifarError: as `read_repeats`, or a folder is given twice.
+    """
+    names = name_runs(folders)
+    return [
+        replace(read_repeats(folder, target_accuracy), name=name) for folder, name in zip(folders, names, strict=True)
+    ]
 
 
 def _read_seed(seed: int, path: Path, target_accuracy: float | None) -> SeedRun:
@@ -173,6 +187,20 @@ def _read_seed(seed: int, path: Path, target_accuracy: float | None) -> SeedRun:
     )
 
 
+def check_same_images(first: Repeats, second: Repeats) -> None:
+    """Refuse two folders of seeds whose accuracies cannot be compared.
+
+    Raises:
+        FastcifarError: they were tested on different images.
+    """
+    differing = differing_settings(first.config.settings, second.config.settings)
+    if "num_eval_images" in differing:
+        images = " and on ".join(map(str, differing["num_eval_images"]))
+        raise FastcifarError(
+            f"{first.folder} and {second.folder} were tested on {images} images, so they cannot be compared"
+        )
+
+
 def compare_repeats(first: Repeats, second: Repeats, *, by_seed: bool = False) -> Comparison:
     """Compare two folders of seeds.
 
@@ -184,12 +212,7 @@ def compare_repeats(first: Repeats, second: Repeats, *, by_seed: bool = False) -
     Raises:
         FastcifarError: they were tested on different images, or too few seeds are finished.
     """
-    differing = differing_settings(first.config.settings, second.config.settings)
-    if "num_eval_images" in differing:
-        images = " and on ".join(map(str, differing["num_eval_images"]))
-        raise FastcifarError(
-            f"{first.folder} and {second.folder} were tested on {images} images, so they cannot be compared"
-        )
+    check_same_images(first, second)
     samples = [{run.seed: run.accuracies for run in repeats.finished} for repeats in (first, second)]
     if by_seed:
         shared = samples[0].keys() & samples[1].keys()
@@ -204,7 +227,7 @@ def compare_repeats(first: Repeats, second: Repeats, *, by_seed: bool = False) -
     test = paired if by_seed else welch
     ours, theirs = (list(sample.values()) for sample in samples)
     return Comparison(
-        differing,
+        differing_settings(first.config.settings, second.config.settings),
         by_seed,
         {name: test([row[name] for row in ours], [row[name] for row in theirs]) for name in MEASURES},
     )

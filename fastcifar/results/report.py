@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from fastcifar import __version__
 from fastcifar.data import cifar10
-from fastcifar.errors import counted, one_line
+from fastcifar.errors import FastcifarError, counted, one_line
 from fastcifar.files import write_text
 from fastcifar.recipes import RECIPES, Recipe
 from fastcifar.results.charts import comparison_figure, describe_run, name_runs, run_figures
@@ -28,7 +28,7 @@ from fastcifar.results.records import (
     read_metrics,
     read_results,
 )
-from fastcifar.results.run_dir import read_diverged, run_state, seed_dirs
+from fastcifar.results.run_dir import read_diverged, run_state, seed_folders
 from fastcifar.results.style import as_svg
 
 _DESCRIPTIONS = {
@@ -84,16 +84,16 @@ class _Run:
 
 
 def write_report(run_dirs: Sequence[Path], out: Path) -> None:
-    """Write a page about one run, a comparison of several, or a folder of seeds; the same input gives the same bytes.
+    """Write a page about runs, or about folders of seeds; the same input gives the same bytes.
 
     Args:
-        run_dirs: the directories of 1 to 8 different runs, each with at least one finished epoch; or one folder that
-            `repeat` filled.
+        run_dirs: the directories of 1 to 8 different runs, each with at least one finished epoch; or one or two folders
+            of seeds that `repeat` filled, or the folder that holds them.
         out: the HTML file to create or replace.
 
     Raises:
-        FastcifarError: a file of a run is missing or unusable, there are too many runs, one is given twice, or the page
-            cannot be written.
+        FastcifarError: a file of a run is missing or unusable, there are too many runs, one is given twice, two folders
+            of seeds were tested on different images, or the page cannot be written.
     """
     write_text(out, build_report(run_dirs))
 
@@ -101,8 +101,8 @@ def write_report(run_dirs: Sequence[Path], out: Path) -> None:
 def build_report(run_dirs: Sequence[Path]) -> str:
     """The page of `write_report`."""
     seeds, runs = None, []
-    if len(run_dirs) == 1 and seed_dirs(run_dirs[0]):
-        seeds = _read_seeds(run_dirs[0])
+    if folders := _find_seeds(run_dirs):
+        seeds = _read_seeds(folders, in_order=len(run_dirs) > 1)
     else:
         names = name_runs(run_dirs)
         runs = [_read(path, name, f"run-{i}") for i, (path, name) in enumerate(zip(run_dirs, names, strict=True), 1)]
@@ -157,14 +157,44 @@ def _read(run_dir: Path, name: str, anchor: str) -> _Run:
     )
 
 
-def _read_seeds(folder: Path) -> dict[str, Any]:
-    from fastcifar.results.repeats import read_repeats  # imports scipy, which no other page needs
+def _find_seeds(paths: Sequence[Path]) -> list[Path]:
+    """The folders of seeds that are named, or that lie in a named folder; empty if runs are named."""
+    found = [seed_folders(path) for path in paths]
+    folders = [folder for each in found for folder in each]
+    if folders:
+        for path, each in zip(paths, found, strict=True):
+            if not each:
+                read_config(path)  # an error if it is not a run either
+                raise FastcifarError(f"{path} is a run and {folders[0]} a folder of seeds: a page shows only one kind")
+        if len(folders) > 2:
+            raise FastcifarError(f"{len(folders)} folders of seeds are too many for one page: give one or two")
+    return folders
+
+
+def _read_seeds(folders: Sequence[Path], *, in_order: bool) -> dict[str, Any]:
+    """One or two folders of seeds, and how two differ: the second from the first, in order or as they were begun."""
+    from fastcifar.results.repeats import check_same_images, compare_repeats, read_groups  # imports scipy, as no other
     from fastcifar.results.seed_tables import build_tables
     from fastcifar.results.strip_plot import draw_seeds
 
-    found = read_repeats(folder)
-    (table,) = build_tables([found])
-    return {"found": found, "table": table, "chart": _chart("seeds", draw_seeds([found]))}
+    groups, comparison, problem = read_groups(folders), None, ""
+    if not in_order:
+        groups.sort(key=lambda group: group.config.begun.timestamp() if group.config.begun else 0.0)
+    if len(groups) > 1:
+        check_same_images(*groups)
+        try:
+            comparison = compare_repeats(*groups)
+        except FastcifarError as error:  # the page shows what there is
+            problem = str(error)
+    tables = build_tables(groups, comparison)
+    return {
+        "groups": groups,
+        "tables": tables[: len(groups)],
+        "difference": tables[-1] if comparison is not None else None,
+        "problem": problem,
+        "chart": _chart("seeds", draw_seeds(groups, comparison)),
+        "settings": _side_by_side([dict(_nested_rows(group.shared_settings)) for group in groups]),
+    }
 
 
 def _chart(kind: str, figure: Figure) -> _Chart:
@@ -174,7 +204,6 @@ def _chart(kind: str, figure: Figure) -> _Chart:
 def _compare(runs: Sequence[_Run]) -> dict[str, Any]:
     """How several runs compare: a chart, groups of finished runs that were trained alike, what differs."""
     described = [dict(_nested_rows(run.config.settings, {"environment": run.config.environment})) for run in runs]
-    names = dict.fromkeys(name for each in described for name in each)
     groups: dict[str, list[_Run]] = {}
     for run in runs:
         if run.results is not None:
@@ -183,12 +212,14 @@ def _compare(runs: Sequence[_Run]) -> dict[str, Any]:
     return {
         "chart": _chart("comparison", comparison_figure([run.path for run in runs])),
         "groups": list(groups.values()),
-        "differences": [
-            [name, *(each.get(name, "-") for each in described)]
-            for name in names
-            if len({each.get(name) for each in described}) > 1
-        ],
+        "differences": [row for row in _side_by_side(described) if len(set(row[1:])) > 1],
     }
+
+
+def _side_by_side(described: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """A row for each name, with the value that each mapping has for it."""
+    names = dict.fromkeys(name for each in described for name in each)
+    return [[name, *(each.get(name, "-") for each in described)] for name in names]
 
 
 def _nested_rows(*contents: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str, str]]:

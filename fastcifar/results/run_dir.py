@@ -236,3 +236,16 @@ def seed_dirs(folder: Path) -> dict[int, Path]:
         names = [path.name for path in folder.iterdir()] if folder.exists() else []
     seeds = sorted(int(name.removeprefix("seed-")) for name in names if re.fullmatch(r"seed-(0|[1-9]\d{0,9})", name))
     return {seed: folder / f"seed-{seed}" for seed in seeds}
+
+
+def seed_folders(folder: Path) -> list[Path]:
+    """The folder itself if it holds seeds, else the folders in it that do, by name; none if it is or holds a run.
+
+    Raises:
+        FastcifarError: a folder cannot be read.
+    """
+    if seed_dirs(folder):
+        return [folder]
+    with reading(folder):
+        inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return [] if any(map(_is_run, [folder, *inside])) else [path for path in inside if seed_dirs(path)]

@@ -35,8 +35,8 @@ def draw_seeds(groups: Sequence[Repeats], comparison: Comparison | None = None) 
     """Draw the accuracies of all seeds, a panel for each of clean, augmented and official test images.
 
     Args:
-        groups: one folder of seeds, or two that are compared.
-        comparison: the comparison of the two.
+        groups: one folder of seeds, or two.
+        comparison: the comparison of the two; None if too few of their seeds are finished.
 
     Returns:
         A figure 8 inches wide.
@@ -82,6 +82,8 @@ def _headline(groups: Sequence[Repeats], comparison: Comparison | None) -> str:
         low, high = found.interval_95
         p = "" if found.p is None else f", p = {found.p:.2g}"
         return f"Clean test accuracy {100 * found.difference:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f}){p}"
+    if len(groups) > 1:
+        return "Too few finished seeds for a difference"
     means = groups[0].means()
     diverged = f", {groups[0].num_diverged} diverged" if groups[0].num_diverged else ""
     if not means:
