@@ -1,5 +1,6 @@
-"""A wheel built from this tree works in an environment without access to the tree."""
+"""A wheel built from this tree is installed, and works in an environment without access to the tree."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -38,17 +39,23 @@ def test_it_holds_every_file_of_the_package(wheel: Path) -> None:
 
 
 def test_the_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
+    pytest.importorskip("pip")
     environment = tmp_path / "environment"
     venv.create(environment, with_pip=False)
     python = environment / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "--isolated", "--disable-pip-version-check"]
+    install = ["install", "--no-deps", "--no-index", "--no-cache-dir", "--no-compile", str(wheel)]
+    subprocess.run([*pip, *install], check=True, capture_output=True)
     (site_packages,) = environment.glob("lib/python*/site-packages")
-    shutil.unpack_archive(wheel, site_packages, format="zip")
     # The dependencies are this environment's: a path in a .pth file, so that its own .pth files are not read.
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
 
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    variables |= {"PYTHONNOUSERSITE": "1", "PYTHONWARNINGS": "error"}
+
     def call(*arguments: str) -> str:
-        command = [str(python), "-I", "-W", "error", "-m", "fastcifar", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        command = [str(environment / "bin" / "fastcifar"), *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
