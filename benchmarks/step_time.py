@@ -10,21 +10,21 @@ from typing import Any
 
 import click
 import torch
-from matplotlib.figure import Figure
 from measure import describe_machine, print_table, write_results
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from fastcifar.files import replacing
+from fastcifar.errors import counted
 from fastcifar.pipeline.loader import FixedBatch
 from fastcifar.recipes import get_recipe
+from fastcifar.results.style import BLUE, INK, add_axes, build_figure, styled, write_picture
 from fastcifar.training.allocator import freed_memory_kept
 from fastcifar.training.convolution import choose_convolution
 from fastcifar.training.device import choose_precision
 from fastcifar.training.trainer import Trainer
 
 PARTS = {
-    "3x3 stride-1 convolutions": "#0072B2",
+    "3x3 stride-1 convolutions": BLUE,
     "other convolutions": "#56B4E9",
     "batch norm": "#E69F00",
     "ReLU and additions": "#CC79A7",
@@ -89,27 +89,33 @@ def measure_step(trainers: dict[str, Trainer], batch_size: int, rounds: int) -> 
 
 def draw(measured: dict[str, dict[str, float]], title: str, path: Path) -> None:
     """Draw a bar for each kind of convolution, divided into parts."""
-    figure = Figure(figsize=(8, 2.6), dpi=200, layout="constrained")
-    axes = figure.subplots()
-    names = list(measured)[::-1]
-    left = [0.0] * len(names)
-    for part, color in PARTS.items():
-        widths = [measured[name][part] for name in names]
-        axes.barh(names, widths, left=left, color=color, label=part, height=0.6)
-        for position, (start, width) in enumerate(zip(left, widths, strict=True)):
-            if width > 0.04 * max(sum(parts.values()) for parts in measured.values()):
-                ink = "white" if color == "#0072B2" else "black"
-                axes.text(start + width / 2, position, f"{width:,.0f}", ha="center", va="center", fontsize=8, color=ink)
-        left = [start + width for start, width in zip(left, widths, strict=True)]
-    for position, total in enumerate(left):
-        axes.text(total, position, f"  {total:,.0f} ms", va="center", fontsize=8, fontweight="bold")
-    axes.set_title(title, loc="left", fontsize=9)
-    axes.spines[["top", "right", "bottom"]].set_visible(False)
-    axes.tick_params(left=False, bottom=False, labelbottom=False, labelsize=9)
-    axes.set_xlim(0, 1.12 * max(left))
-    figure.legend(loc="outside lower left", ncols=6, fontsize=7, frameon=False, columnspacing=1, handlelength=1)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    totals = {name: sum(parts.values()) for name, parts in measured.items()}
+    headline = "A training step: " + ", ".join(f"{total:,.0f} ms with {name}" for name, total in totals.items())
+    with styled():
+        figure = build_figure(2.75, headline, title)
+        axes = add_axes(figure, 0.95, 0.85, 6.85, 1.25)
+        axes.set(xlim=(0, max(totals.values())), ylim=(len(measured) - 0.5, -0.5), xticks=[])
+        axes.set_yticks(range(len(measured)), list(measured), fontsize=8.5, color=INK)
+        axes.spines[:].set_visible(False)
+        for position, parts in enumerate(measured.values()):
+            start = 0.0
+            for part, color in PARTS.items():
+                axes.barh(position, parts[part], left=start, height=0.7, color=color, label="" if position else part)
+                if parts[part] > 0.04 * max(totals.values()):
+                    ink = "white" if color == BLUE else INK
+                    middle = start + parts[part] / 2
+                    axes.text(middle, position, f"{parts[part]:,.0f}", ha="center", va="center", color=ink)
+                start += parts[part]
+        figure.legend(
+            loc="lower left",
+            ncols=6,
+            bbox_to_anchor=(0.01, 0.02),
+            fontsize=7.5,
+            frameon=False,
+            columnspacing=1.2,
+            handlelength=1,
+        )
+    write_picture(path, figure)
 
 
 @click.command(help=__doc__.splitlines()[0])
@@ -134,8 +140,8 @@ def main(precision: str | None, batch_size: int, rounds: int, out: Path | None, 
         for label, choice in {"torch": "torch", "Winograd": "auto"}.items()
     }
     measured = measure_step(trainers, batch_size, rounds)
-    where = f"{machine['device']}, {machine['num_threads']} threads"
-    title = f"A training step of {batch_size} images, {precision}, ms: {where}"
+    where = f"{machine['device']} ({machine['instruction_sets']}), {machine['num_threads']} threads"
+    title = f"{batch_size} images in {precision} on {where}; milliseconds, {counted(rounds, 'round')}"
     rows = [[part, *(f"{measured[name][part]:,.0f}" for name in measured)] for part in PARTS]
     total = ["all", *(f"{sum(parts.values()):,.0f}" for parts in measured.values())]
     print_table(title, ["", *measured], [*rows, total])

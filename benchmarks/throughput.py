@@ -21,7 +21,7 @@ from baselines import CONTENDERS, TORCH_CONVOLUTIONS
 from budget import NUM_ROUNDS, Plan, make_plan, steps_of_round
 from convolutions import measure_convolutions
 from isolated import IsolatedContender, Task, Timing
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 from measure import (
     describe_machine,
     load_images,
@@ -32,8 +32,18 @@ from measure import (
 )
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from fastcifar.files import replacing
 from fastcifar.recipes import RECIPES
+from fastcifar.results.style import (
+    BLUE,
+    FAINT,
+    INK,
+    VERMILLION,
+    add_axes,
+    add_caption,
+    build_figure,
+    styled,
+    write_picture,
+)
 from fastcifar.training.device import choose_precision, resolve_device
 
 _CEILING_S = 0.3  # for each convolution and pass
@@ -147,34 +157,46 @@ def show(result: dict[str, Any]) -> None:
 
 def draw(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> None:
     """Draw a bar for each contender, in a panel for each recipe and batch size."""
-    figure = Figure(figsize=(8, 0.7 + 2.3 * len(results)), dpi=200, layout="constrained")
+    left, width, top, row_height, between, foot = 1.95, 5.4, 1.0, 0.27, 0.42, 0.42  # inches
+    heights = [row_height * len(result["contenders"]) for result in results]
     sets = f" ({machine['instruction_sets']})" if machine["instruction_sets"] else ""
     device = f"{machine['device']}{sets}, {machine['num_threads']} threads, torch {machine['versions']['torch']}"
-    figure.suptitle(f"Training throughput, images per second\n{device}, {machine['measured'][:10]}", fontsize=10)
-    for axes, result in zip(figure.subplots(len(results), squeeze=False)[:, 0], results, strict=True):
-        rows = result["contenders"][::-1]
-        medians = [row["img_per_s"]["median"] for row in rows]
-        errors = [
-            [median - row["img_per_s"]["min"] for median, row in zip(medians, rows, strict=True)],
-            [row["img_per_s"]["max"] - median for median, row in zip(medians, rows, strict=True)],
-        ]
-        colors = ["#0072B2" if row["name"].startswith("fastcifar") else "#B8C0C8" for row in rows]
-        axes.barh(
-            [row["name"] for row in rows],
-            medians,
-            xerr=errors,
-            color=colors,
-            height=0.7,
-            error_kw={"ecolor": "#D55E00", "linewidth": 1.5},
-        )
-        for position, (median, row) in enumerate(zip(medians, rows, strict=True)):
-            axes.text(row["img_per_s"]["max"], position, f"  {median:,.0f}", va="center", fontsize=8)
-        axes.set_title(f"{result['recipe']}, batch size {result['batch_size']}", loc="left", fontsize=9)
-        axes.spines[["top", "right", "bottom"]].set_visible(False)
-        axes.set_xlim(0, 1.12 * max(row["img_per_s"]["max"] for row in rows))
-        axes.tick_params(left=False, labelsize=8)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png")
+    with styled():
+        height = top + sum(heights) + between * (len(results) - 1) + foot
+        figure = build_figure(height, _headline(results[0]), f"{device}, {machine['measured'][:10]}")
+        for result, panel_height in zip(results, heights, strict=True):
+            axes = add_axes(figure, left, top, width, panel_height)
+            axes.set_title(f"{result['recipe']}, batch size {result['batch_size']}, {result['precision']}", pad=4)
+            _plot_rates(axes, result["contenders"])
+            top += panel_height + between
+        rounds = len(results[0]["contenders"][0]["img_per_s"]["rounds"])
+        add_caption(figure, f"Bars: images per second, median of {rounds} rounds. Lines: slowest and fastest round.")
+    write_picture(path, figure)
+
+
+def _headline(result: dict[str, Any]) -> str:
+    gains = {row["name"]: row["fastcifar_is_faster_by"]["median"] for row in result["contenders"]}
+    if "tuned PyTorch" not in gains or "published" not in gains:
+        return "Training throughput"
+    return (
+        f"fastcifar is {gains['tuned PyTorch']:.2f}× as fast as tuned PyTorch, {gains['published']:.2f}× as published"
+    )
+
+
+def _plot_rates(axes: Axes, rows: list[dict[str, Any]]) -> None:
+    rates = [row["img_per_s"] for row in rows]
+    axes.set(xlim=(0, max(rate["max"] for rate in rates)), ylim=(len(rows) - 0.5, -0.5), xticks=[])
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8.5, color=INK)
+    axes.tick_params(axis="y", pad=6)
+    axes.spines[:].set_visible(False)
+    for position, (row, rate) in enumerate(zip(rows, rates, strict=True)):
+        color = BLUE if row["name"].startswith("fastcifar") else FAINT
+        axes.barh(position, rate["median"], height=0.66, color=color)
+        axes.plot((rate["min"], rate["max"]), (position, position), color=VERMILLION, linewidth=1.5, clip_on=False)
+        axes.annotate(
+            f"{rate['median']:,.0f}", (max(rate["median"], rate["max"]), position), (6, 0),
+            textcoords="offset points", va="center", annotation_clip=False,
+        )  # fmt: skip
 
 
 def plan_contenders(

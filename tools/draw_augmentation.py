@@ -16,8 +16,17 @@ sys.path.insert(0, str(ROOT))
 
 from fastcifar.data.cifar10 import Images  # noqa: E402
 from fastcifar.data.folder import load_val_and_test  # noqa: E402
-from fastcifar.files import replacing  # noqa: E402
 from fastcifar.pipeline.augment import AugmentParams, crop_flip_rotate, sample_augmentation  # noqa: E402
+from fastcifar.results.style import (  # noqa: E402
+    MARGIN,
+    MUTED,
+    add_caption,
+    add_image,
+    add_text,
+    build_figure,
+    styled,
+    write_picture,
+)
 
 NUM_IMAGES = 8
 
@@ -42,18 +51,22 @@ def draw(images: Images, params: AugmentParams) -> Figure:
     ours = crop_flip_rotate(torch.from_numpy(images), params).numpy()
     difference = np.abs(ours.astype(np.int16) - theirs).astype(np.uint8)
     rows = {"image": images, "torchvision": theirs, "fastcifar": ours, "difference": difference}
-    figure = Figure(figsize=(8, 4.15), dpi=200)
-    axes = figure.subplots(len(rows), len(images), gridspec_kw={"wspace": 0.06, "hspace": 0.06})
-    figure.subplots_adjust(left=0.11, right=0.99, top=0.92, bottom=0.02)
-    for (name, row), line in zip(rows.items(), axes, strict=True):
-        for image, place in zip(row, line, strict=True):
-            place.imshow(image, interpolation="nearest")
-            place.set(xticks=[], yticks=[])
-            place.spines[:].set_visible(False)
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9, labelpad=8)
-    for i, place in enumerate(axes[0]):
-        turned = f"{float(params.angle_deg[i]):+.1f}°" + (" mirrored" if params.flip[i] else "")
-        place.set_title(turned, fontsize=7.5)
+    left, top, pitch, side = 0.92, 1.05, 0.88, 0.82  # inches
+    with styled():
+        figure = build_figure(
+            top + len(rows) * pitch + 0.36,
+            f"{np.count_nonzero(difference):,} of {difference.size:,} values differ",
+            "Random crop, flip and rotation by torchvision on PIL images and by fastcifar, with the same draws",
+        )
+        for number, (name, row) in enumerate(rows.items()):
+            add_text(figure, MARGIN, top + number * pitch + side / 2, name, va="center")
+            for column, image in enumerate(row):
+                add_image(figure, image, left + column * pitch, top + number * pitch, side, gid=f"{name}-{column}")
+        for column in range(len(images)):
+            turned = f"{float(params.angle_deg[column]):+.1f}°" + (" mirrored" if params.flip[column] else "")
+            middle = left + column * pitch + side / 2
+            add_text(figure, middle, top - 0.06, turned, va="bottom", ha="center", fontsize=7.5, color=MUTED)
+        add_caption(figure, "Above: angle and mirroring of each image; the crop's offset is drawn too.")
     return figure
 
 
@@ -64,9 +77,7 @@ def main(data_dir: Path, out: Path) -> None:
     """Draw the first eight images of the test split."""
     _, test = load_val_and_test(data_dir)
     params = sample_augmentation(42, 0, torch.from_numpy(test.indices[:NUM_IMAGES]))
-    figure = draw(np.ascontiguousarray(test.images[:NUM_IMAGES]), params)
-    with replacing(out) as temporary:
-        figure.savefig(temporary, format="png")
+    write_picture(out, draw(np.ascontiguousarray(test.images[:NUM_IMAGES]), params))
     print(f"written: {out}")
 
 
