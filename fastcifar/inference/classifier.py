@@ -101,12 +101,11 @@ def load_classifier(
             raise ArgumentError("precision", f"must be {classifier.precision} for an ONNX file, not {precision!r}")
         return classifier
     settings, notes = classifier.settings, [*classifier.notes]
-    chosen = settings.precision
-    if precision != "auto":
-        chosen = "bf16" if precision == "bf16" else "fp32"
-    elif chosen == "bf16" and not is_bf16_fast(classifier.mean.device):
-        chosen = "fp32"
-        notes.append("computed in fp32, because bf16 is slow here; precision bf16 gives the run's own figures")
+    if precision == "auto":
+        precision = settings.precision
+        if precision == "bf16" and not is_bf16_fast(classifier.mean.device):
+            precision = "fp32"
+            notes.append("computed in fp32, because bf16 is slow here; precision bf16 gives the run's own figures")
     if convolution is None:
         convolution = settings.convolution
     if convolution != TORCH and classifier.mean.device.type == "cpu":
@@ -114,7 +113,7 @@ def load_classifier(
             notes.append(f"torch's own convolutions, not those of the training: {reason}")
         else:
             use_convolution(classifier.model, convolution)
-    return replace(classifier, precision=chosen, notes=tuple(notes))
+    return replace(classifier, precision=precision, notes=tuple(notes))
 
 
 def _load(path: Path, device: str) -> Classifier:
