@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import click
 import torch
-from measure import describe_machine, print_table, synchronise, write_results
+from measure import describe_machine, synchronise, write_results
 from torch import Tensor, nn
 
 from fastcifar.kernels import winograd
+from fastcifar.terminal import print_table
 from fastcifar.training.allocator import freed_memory_kept
 from fastcifar.training.device import choose_precision, resolve_device
 from fastcifar.training.model import build_model
@@ -169,7 +170,8 @@ def show(measured: dict[str, Any]) -> None:
         times = [f"{row['ms'][kind]:.1f}" if kind in row["ms"] else "" for kind in kinds]
         rate = f"{gflop / row['ms'][best] * 1e3:,.0f}"
         rows.append([f"{row['count']} x {layer.describe()}", PASSES[row["pass"]], *times, best, rate])
-    print_table("", ["convolution", "pass", *(f"{kind}, ms" for kind in kinds), "best", "GFLOP/s"], rows)
+    columns = ["convolution", "pass", *(f"{kind}, ms" for kind in kinds), "best", "GFLOP/s"]
+    print_table(columns, rows, num_text_columns=2)
     print(f"all of a step: {measured['ms']:.0f} ms, {measured['img_per_s']:,.1f} img/s; ", end="")
     print(f"with torch's channels-last ones alone: {measured['torch_img_per_s']:,.1f} img/s")
 

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from fastcifar.data.folder import Split, is_untouched, load_train
 from fastcifar.data.prepare import prepare_data
@@ -92,16 +90,6 @@ def _instruction_sets(device: torch.device) -> str:
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Median, minimum, maximum, and all values."""
     return {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": list(values)}
-
-
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a plain table; the first column is text, the others are figures."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if Console().is_terminal else 140).print(table)
 
 
 def write_results(path: Path, content: dict[str, Any]) -> None:

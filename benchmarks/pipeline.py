@@ -17,7 +17,6 @@ from measure import (
     describe_machine,
     load_images,
     measure_ceiling,
-    print_table,
     spread,
     synchronise,
     write_results,
@@ -30,6 +29,7 @@ from fastcifar.kernels.gather import gather_augmented, normalise
 from fastcifar.kernels.gather_numba import augment_into
 from fastcifar.pipeline.augment import affine_coeffs, sample_augmentation
 from fastcifar.recipes import RECIPES
+from fastcifar.terminal import print_table
 from fastcifar.training.device import resolve_device
 
 _BYTES_PER_IMAGE = 3072 + 2 * 3072  # uint8 read, bf16 written
@@ -198,7 +198,8 @@ def main(
             ]
         )
     columns = ["", "img/s", "spread", "ns/image", "torchvision v1 ×", "of copy bandwidth"]
-    print_table(f"\n{machine['device']}, {workers} workers", columns, shown)
+    print(f"\n{machine['device']}, {workers} workers")
+    print_table(columns, shown, num_text_columns=1)
     if out is not None:
         write_results(out, {"machine": machine, "ceiling": ceiling, "num_workers": workers, "pipelines": rows})
 

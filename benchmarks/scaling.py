@@ -19,11 +19,12 @@ from typing import Any
 
 import click
 import torch
-from measure import describe_machine, load_images, print_table, spread, synchronise, write_results
+from measure import describe_machine, load_images, spread, synchronise, write_results
 
 from fastcifar.distributed import World, init_distributed
 from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader
 from fastcifar.recipes import RECIPES, get_recipe
+from fastcifar.terminal import print_table
 from fastcifar.training.allocator import freed_memory_kept
 from fastcifar.training.convolution import choose_convolution
 from fastcifar.training.device import choose_precision, resolve_device, use_fast_kernels
@@ -138,7 +139,8 @@ def main(
     ]
     batch_size = get_recipe(name).global_batch_size
     title = f"\n{name}, global batch size {batch_size}, {machine['device']}" + ("" if is_cuda else ", a thread each")
-    print_table(title, ["processes", "img/s", "spread", "gain", "efficiency"], rows)
+    print(title)
+    print_table(["processes", "img/s", "spread", "gain", "efficiency"], rows, num_text_columns=1)
     if out is not None:
         write_results(
             out,

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 import torch
-from measure import describe_machine, print_table, write_results
+from measure import describe_machine, write_results
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -18,6 +18,7 @@ from fastcifar.errors import counted
 from fastcifar.pipeline.loader import FixedBatch
 from fastcifar.recipes import get_recipe
 from fastcifar.results.style import BLUE, INK, add_axes, build_figure, styled, write_picture
+from fastcifar.terminal import print_table
 from fastcifar.training.allocator import freed_memory_kept
 from fastcifar.training.convolution import choose_convolution
 from fastcifar.training.device import choose_precision
@@ -144,7 +145,8 @@ def main(precision: str | None, batch_size: int, rounds: int, out: Path | None, 
     title = f"{batch_size} images in {precision} on {where}; milliseconds, {counted(rounds, 'round')}"
     rows = [[part, *(f"{measured[name][part]:,.0f}" for name in measured)] for part in PARTS]
     total = ["all", *(f"{sum(parts.values()):,.0f}" for parts in measured.values())]
-    print_table(title, ["", *measured], [*rows, total])
+    print(title)
+    print_table(["", *measured], [*rows, total], num_text_columns=1)
     if out is not None:
         content = {"machine": machine, "precision": precision, "batch_size": batch_size, "rounds": rounds}
         write_results(out, content | {"ms": measured})

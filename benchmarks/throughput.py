@@ -26,7 +26,6 @@ from measure import (
     describe_machine,
     load_images,
     measure_ceiling,
-    print_table,
     spread,
     write_results,
 )
@@ -44,6 +43,7 @@ from fastcifar.results.style import (
     styled,
     write_picture,
 )
+from fastcifar.terminal import print_table
 from fastcifar.training.device import choose_precision, resolve_device
 
 _CEILING_S = 0.3  # for each convolution and pass
@@ -152,7 +152,8 @@ def show(result: dict[str, Any]) -> None:
             ]
         )
     columns = ["", "img/s", "spread", "s/epoch", "fastcifar is", "of ceiling", "waiting", "GiB"]
-    print_table(f"\n{result['recipe']}, batch size {result['batch_size']}", columns, rows)
+    print(f"\n{result['recipe']}, batch size {result['batch_size']}")
+    print_table(columns, rows, num_text_columns=1)
 
 
 def draw(results: list[dict[str, Any]], machine: dict[str, Any], path: Path) -> None:
