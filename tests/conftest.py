@@ -1,5 +1,4 @@
 import importlib
-import os
 import shutil
 import signal
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from support import containers
+from support.command_line import LAUNCHED, NUM_THREADS
 from support.tiny_world import tiny_world
 from support.training_runs import interrupt, run
 
@@ -29,14 +29,13 @@ for package, modules in OPTIONAL.items():
     except ImportError:
         collect_ignore += modules
 
-# Workers share the CPUs: threads that wait for other threads on the same core take many times longer.
-NUM_THREADS = max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-
 
 @pytest.fixture(autouse=True)
-def num_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the number of torch's threads, here and in processes that a test starts."""
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the number of torch's threads, here and in processes that a test starts; no launcher's variables are set."""
     monkeypatch.setenv("OMP_NUM_THREADS", str(NUM_THREADS))
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
     torch.set_num_threads(NUM_THREADS)
 
 
@@ -66,7 +65,7 @@ def tiny_data(tiny_template: Path, tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def finished_template(tiny_template: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
-    torch.set_num_threads(NUM_THREADS)  # this comes before `num_threads`
+    torch.set_num_threads(NUM_THREADS)  # this comes before `environment`
     run_dir = tmp_path_factory.mktemp("finished") / "run"
     with tiny_world():
         return run_dir, run(tiny_template, run_dir, precision="bf16")

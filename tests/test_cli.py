@@ -25,8 +25,8 @@ from fastcifar.training.checkpoint import load_checkpoint
 from fastcifar.training.evaluate import compute_logits, loss_and_accuracy
 
 
-def test_help_takes_little_longer_than_the_interpreters_start() -> None:
-    """Its two or three starts' time is click's import and our own; torch's import alone takes dozens."""
+def test_help_takes_little_longer_than_clicks_import() -> None:
+    """About 1.4 times; with numpy it would be 3 times, with torch dozens."""
 
     def seconds(*command: str) -> float:
         """CPU time, which other work on the machine hardly changes."""
@@ -35,8 +35,8 @@ def test_help_takes_little_longer_than_the_interpreters_start() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    pairs = [(seconds("-m", "fastcifar", "--help"), seconds("-c", "pass")) for _ in range(5)]
-    assert statistics.median(ours / bare for ours, bare in pairs) < 5
+    pairs = [(seconds("-m", "fastcifar", "--help"), seconds("-c", "import click")) for _ in range(5)]
+    assert statistics.median(ours / bare for ours, bare in pairs) < 3
 
 
 def test_help_imports_nothing_heavy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 from support.command_line import ENVIRONMENT, call
 
@@ -129,6 +130,7 @@ def test_caches_that_cannot_be_written_are_reported_as_sound(
     is_cached: bool, start: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gather_numba, "IS_CACHED", is_cached)
+    monkeypatch.setattr(matplotlib, "get_cachedir", lambda: "/home/user/.cache/matplotlib")
     found, remedy = doctor._check_caches()
     assert found.startswith(start)
     assert remedy == ""

@@ -1,6 +1,7 @@
 """The public names of `import fastcifar`."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -133,7 +134,8 @@ def test_the_pages_recipe_is_a_diff_that_applies(tmp_path: Path) -> None:
     (tmp_path / "fastcifar").mkdir()
     path = tmp_path / "fastcifar" / "recipes.py"
     path.write_text((ROOT / "fastcifar" / "recipes.py").read_text())
-    subprocess.run(["git", "apply", "-"], input=diff, cwd=tmp_path, check=True, text=True)
+    outside = os.environ | {"GIT_CEILING_DIRECTORIES": str(tmp_path.parent)}  # tmp_path may be in another repository
+    subprocess.run(["git", "apply", "-"], input=diff, cwd=tmp_path, env=outside, check=True, text=True)
     module: dict[str, Any] = {"__name__": "recipes"}
     sys.modules["recipes"] = ModuleType("recipes")  # where dataclasses look up their module
     try:

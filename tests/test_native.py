@@ -137,12 +137,15 @@ def test_a_compiler_that_fails(source: Path, cache: Path, monkeypatch: pytest.Mo
 
 def test_a_compiler_that_hangs(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_compiler(tmp_path, f"sleep 600 & echo $! > {tmp_path}/child; wait", monkeypatch)
-    monkeypatch.setattr(native, "_PATIENCE_S", 0.5)
-    with pytest.raises(NativeError, match=r"compiler took more than 0 s$"):
+    monkeypatch.setattr(native, "_PATIENCE_S", 5)
+    with pytest.raises(NativeError, match=r"compiler took more than 5 s$"):
         load(source)
     child = Path("/proc") / (tmp_path / "child").read_text().strip()
     for _ in range(100):  # a killed process whose parent is gone stays until init looks
-        if not child.exists() or ") Z " in (child / "stat").read_text():
+        try:
+            if ") Z " in (child / "stat").read_text():
+                return
+        except (FileNotFoundError, ProcessLookupError):
             return
         time.sleep(0.05)
     pytest.fail("the compiler's own process lives on")
@@ -164,7 +167,7 @@ def test_without_a_compiler_torch_convolves(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_kernel_uses_torchs_pool_of_threads() -> None:
     assert find_openmp().value
     x, weight = torch.randn(4, 64, 32, 32), torch.randn(64, 64, 3, 3)
-    torch.conv2d(x, weight, padding=1)  # torch starts its threads
+    torch.zeros(1 << 24).add_(1)  # torch starts all its threads
     num_threads = len(list(Path("/proc/self/task").iterdir()))
     winograd.conv3x3(x, weight, winograd.ALL_PASSES)
     assert len(list(Path("/proc/self/task").iterdir())) == num_threads

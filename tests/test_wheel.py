@@ -41,7 +41,7 @@ def test_it_holds_every_file_of_the_package(wheel: Path) -> None:
 def test_the_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     pytest.importorskip("pip")
     environment = tmp_path / "environment"
-    venv.create(environment, with_pip=False)
+    venv.create(environment, with_pip=False, symlinks=True)
     python = environment / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--isolated", "--disable-pip-version-check"]
     install = ["install", "--no-deps", "--no-index", "--no-cache-dir", "--no-compile", str(wheel)]

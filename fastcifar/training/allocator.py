@@ -22,7 +22,8 @@ def freed_memory_kept(device_type: str) -> Iterator[None]:
     if device_type != "cpu" or not hasattr(libc, "mallopt"):
         yield
         return
-    libc.mallopt(_MMAP_THRESHOLD, _KEPT_MMAP_THRESHOLD)
+    if not libc.mallopt(_MMAP_THRESHOLD, _KEPT_MMAP_THRESHOLD):  # older versions refuse more than this
+        libc.mallopt(_MMAP_THRESHOLD, _USUAL_MMAP_THRESHOLD)
     libc.mallopt(_TRIM_THRESHOLD, _NEVER)
     try:
         yield
