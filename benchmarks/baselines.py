@@ -77,6 +77,8 @@ class FastCifar(Contender):
             self._loader = ResidentLoader(images.to(device), labels.to(device), planner)
         if compiles:
             self._trainer.warm_up(self._loader)
+            if self._trainer.capture_failure is not None:
+                print(f"  fastcifar {loader}: not captured ({self._trainer.capture_failure})", flush=True)
         self._num_steps = 0
 
     def batches(self) -> Generator[tuple[int]]:

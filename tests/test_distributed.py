@@ -67,7 +67,11 @@ def test_processes_that_do_not_know_of_each_other_get_a_hint(variable: str, monk
     assert launcher_hint() == ""
 
 
-def torchrun(num_ranks: int, *arguments: str, cwd: Path, options: tuple[str, ...] = ("--standalone",)) -> Any:
+# With an address, because the machine's own name may not be known to it.
+STANDALONE = ("--standalone", "--local-addr", "127.0.0.1")
+
+
+def torchrun(num_ranks: int, *arguments: str, cwd: Path, options: tuple[str, ...] = STANDALONE) -> Any:
     """Start torchrun; returns the process, whose output is read by `communicate`."""
     command = [sys.executable, "-m", "torch.distributed.run", *options, "--nproc-per-node", str(num_ranks)]
     environment = os.environ | {"PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
@@ -76,10 +80,10 @@ def torchrun(num_ranks: int, *arguments: str, cwd: Path, options: tuple[str, ...
     )
 
 
-def finish(process: Any) -> str:
+def finish(process: Any, limit_s: float = 1500) -> str:
     """Wait until it ends with exit code 0; returns its output."""
     try:
-        output, _ = process.communicate(timeout=1500)
+        output, _ = process.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
         process.terminate()  # torchrun ends its processes
         output, _ = process.communicate()
@@ -99,7 +103,7 @@ def test_ranks_train_as_one_process_does_in_turn(tiny_data: Path, tmp_path: Path
 
 @pytest.mark.gpu
 def test_sync_bn_makes_ranks_equal_one_process(tmp_path: Path) -> None:
-    finish(torchrun(2, script("ranks"), "sync-bn", cwd=tmp_path))
+    finish(torchrun(2, script("ranks"), "sync-bn", cwd=tmp_path), limit_s=90)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 12])

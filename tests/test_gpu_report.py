@@ -53,7 +53,7 @@ def test_all_stages_on_a_cpu_with_tiny_sizes(tiny_data: Path, tmp_path: Path, ha
     losses = stages["tests"]["losses"]
     assert losses["not done"] == "there is no GPU to compare with"
     assert len(losses["losses"]["cpu"]) == 5
-    assert list(stages["switches"]) == ["all off, turn 1", "all on, turn 1", "all on, turn 2", "all off, turn 2"]
+    assert list(stages["switches"]) == ["all on, turn 1", "all off, turn 1", "all off, turn 2", "all on, turn 2"]
     for name in ("sgd92", "adam89"):
         (table,) = stages["throughput"][name]["results"]
         assert {row["name"] for row in table["contenders"]} >= {"published", "fastcifar resident"}
@@ -87,7 +87,7 @@ def test_a_stage_goes_on_where_it_was_cut_off(tiny_data: Path, tmp_path: Path, m
     del content["late"]
     (tmp_path / "steps.json").write_text(json.dumps(content))
     assert "steps, good: measured before" in run(tmp_path, tiny_data, "--stage", "steps")
-    assert made == ["good", "bad", "late", "bad", "late"]  # a failure is tried again
+    assert made == ["good", "bad", "late", "late", "bad"]  # a failure is tried again, at the end
 
 
 def test_a_stage_ends_after_a_failed_capture(tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,3 +164,4 @@ def test_a_bare_host_finds_the_gpu_tests() -> None:
     done = subprocess.run(command, cwd=gpu_report.ROOT, env=BARE_HOST, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert "test_trainer.py::test_a_captured_step" in done.stdout
+    assert {line.split("::")[0] for line in done.stdout.splitlines() if "::" in line} == set(gpu_report.GPU_TESTS)

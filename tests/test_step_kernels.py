@@ -37,7 +37,8 @@ def test_the_step_stays_within_its_budget_of_kernels_and_bytes(switch: str) -> N
     num_launches, num_mb = MEASURED[".".join(torch.__version__.split(".")[:2])][switch]
     assert sum(part["launches"] for part in parts.values()) <= ROOM * num_launches
     assert sum(part["bytes"] for part in parts.values()) / 1e6 <= ROOM * num_mb
-    assert parts["gather"]["launches"] == 1
+    assert parts["gather"]["launches"] == parts["gather"]["compiled"] == 1
+    assert all(part["compiled"] for part in parts.values())
     assert not [name for part in parts.values() for name in part["layout_copies"]]
     assert parts["forward"]["externs"]["convolution"] == parts["backward"]["externs"]["convolution_backward"] == 20
 

@@ -255,7 +255,7 @@ def test_a_captured_step_follows_the_same_step_uncaptured(name: str) -> None:
         trainer = build_trainer(name, CUDA, compile=True)
         if captures:
             trainer.warm_up(loader)
-        assert trainer.is_captured == captures
+        assert trainer.is_captured == captures, trainer.capture_failure
         trainer.begin_epoch()
         steps = loader.epoch(0)
         next(steps)
@@ -273,7 +273,7 @@ def test_a_captured_step_takes_its_learning_rate_from_the_schedule() -> None:
     """At rate 0 SGD changes exactly nothing; at the next rate it does."""
     trainer, loader = build_trainer("sgd92", CUDA, compile=True), build_loader(device=CUDA)
     trainer.warm_up(loader)
-    assert trainer.is_captured
+    assert trainer.is_captured, trainer.capture_failure
     before = trainer.state()["model"]["backbone.fc.weight"]
     for rate, changes in ((0.0, False), (0.1, True)):
         trainer.optimizer.param_groups[0]["lr"] = rate
@@ -298,6 +298,7 @@ def test_a_captured_step_goes_on_from_a_loaded_state() -> None:
 def test_a_warm_step_never_waits_for_the_device(name: str) -> None:
     trainer, loader = build_trainer(name, CUDA, "bf16", compile=True), build_loader(device=CUDA)
     trainer.warm_up(loader)
+    assert trainer.is_captured, trainer.capture_failure
     trainer.train_epoch(loader, 0, lambda step: None)
     trainer.begin_epoch()
     steps = loader.epoch(1)

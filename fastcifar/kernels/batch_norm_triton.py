@@ -27,13 +27,13 @@ _MAX_PROGRAMS, _MAX_PARTIALS = 256, 64
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _rows_of_program(num_rows: tl.tensor, rows_per_program: tl.tensor) -> Any:
+def _rows_of_program(num_rows: tl.tensor, rows_per_program: tl.tensor) -> tl.tensor:
     first = tl.program_id(0) * rows_per_program
     return first, tl.minimum(first + rows_per_program, num_rows)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _channels_of_program(num_channels: tl.tensor, BLOCK_CHANNELS: tl.constexpr) -> Any:
+def _channels_of_program(num_channels: tl.tensor, BLOCK_CHANNELS: tl.constexpr) -> tl.tensor:
     channels = tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     return channels, channels < num_channels
 

@@ -1,6 +1,8 @@
 """Training steps recorded once as a CUDA graph, then replayed: the host issues one launch instead of hundreds."""
 
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -75,4 +77,8 @@ def try_capture(capture: Callable[[], CudaGraphStep]) -> tuple[CudaGraphStep | N
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        return None, reason(error)
+        cause: BaseException = error
+        while cause.__context__ is not None:  # the end of an invalid capture raises another error
+            cause = cause.__context__
+        where = traceback.extract_tb(cause.__traceback__)[-1]
+        return None, f"{reason(cause)}, in {Path(where.filename).name}:{where.lineno}"

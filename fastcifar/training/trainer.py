@@ -177,7 +177,9 @@ class Trainer:
                 group["lr"] = rate
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Restore, in place, the output of `state()`."""
+        """Restore, in place, the output of `state()`; a failed capture may have left gradients."""
+        for leaf in self._leaves:
+            leaf.grad = None
         self.model.load_state_dict(state["model"])
         before = state["optimizer"]["state"]
         for position, parameter in enumerate(self.model.parameters()):

@@ -11,7 +11,6 @@ import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import util
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 import numpy as np
 import torch
 from support.all_levels import AllLevels
-from support.codegen import generated_code
+from support.codegen import generated_code, import_kernel, kernel_sources
 from torch import Tensor
 
 from fastcifar.pipeline.loader import ResidentLoader
@@ -33,19 +32,10 @@ BATCH_SIZE, NUM_IMAGES, BLOCK = 2048, 1000, 1 << 20  # the largest block that Tr
 def define(source: str, folder: Path) -> dict[str, Any]:
     """The kernels of a generated module by name, for the interpreter."""
     kernels = {}
-    for name, body in re.findall(
-        r"^(\w+) = async_compile\.triton\('\w+', '''(.*?)''', device_str", source, re.S | re.M
-    ):
+    for name, body in kernel_sources(source).items():
         code = re.sub(r"@triton_heuristics\.\w+\(.*?\n\)\n(?=@triton\.jit)", "", body, flags=re.S)
         code = code.replace("triton_helpers.set_driver_to_gpu()", "")
-        path = folder / f"{name}.py"
-        path.write_text(code, encoding="utf-8")  # Triton reads a kernel's source
-        spec = util.spec_from_file_location(name, path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        kernels[name] = getattr(module, name)
+        kernels[name] = getattr(import_kernel(name, code, folder), name)
     return kernels
 
 

@@ -1,7 +1,8 @@
-"""Print, as JSON, the launches and the memory traffic of a training step's H100 code; by default with default options.
+"""Print, as JSON, the launches and the memory traffic of a training step's H100 code, whose kernels are also compiled.
 
     python tests/programs/step_kernels.py [sgd92|adam89] [combo_kernels=0 ...] [--source DIR]
 
+Without options it is sgd92 with default options.
 A separate process, because generating the code changes torch for the whole process. A minute and a half on two cores.
 """
 
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from support.codegen import Graph, generated_code
+from support.codegen import Graph, compile_kernels, generated_code
 
 from fastcifar.pipeline.loader import EpochPlanner, ResidentLoader
 from fastcifar.recipes import get_recipe
@@ -71,6 +72,7 @@ def main(arguments: list[str]) -> None:
             "bytes": sum(launch.num_read + launch.num_written for launch in graph.launches),
             "kinds": by_kind,
             "externs": graph.externs,
+            "compiled": compile_kernels(graph.source),
             "layout_copies": [launch.name for launch in graph.launches if "fused_convolution" in launch.name],
         }
         if "--source" in arguments:

@@ -9,10 +9,14 @@ import contextlib
 import copy
 import os
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from importlib import util
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -25,6 +29,8 @@ import torch.utils._pytree as pytree
 import triton  # type: ignore[import-untyped]
 from torch._functorch.aot_autograd import make_boxed_func  # type: ignore[attr-defined]
 from torch._inductor.graph import GraphLowering
+from torch._inductor.runtime import triton_helpers
+from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 from torch._subclasses import fake_tensor
 from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped]
 
@@ -279,9 +285,37 @@ def generated_code() -> Iterator[list[Graph]]:
         yield graphs
 
 
+def kernel_sources(source: str) -> dict[str, str]:
+    """The Triton kernels of a generated module by name, each a module of its own."""
+    return dict(re.findall(r"^(\w+) = async_compile\.triton\('\w+', '''(.*?)''', device_str", source, re.S | re.M))
+
+
+def import_kernel(name: str, source: str, folder: Path) -> ModuleType:
+    """Import a kernel's module from a file, because Triton reads a kernel's source."""
+    path = folder / f"{name}.py"
+    path.write_text(source, encoding="utf-8")
+    spec = util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def compile_kernels(source: str) -> int:
+    """Compile each Triton kernel of a generated module for sm_90, as Inductor does, and return their number."""
+    kernels = kernel_sources(source)
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(triton_helpers, "set_driver_to_gpu"):
+        for name, body in kernels.items():
+            module = import_kernel(name, body, Path(folder))
+            (kernel,) = (value for value in vars(module).values() if isinstance(value, CachingAutotuner))
+            kernel._precompile_config(kernel.configs[0])
+    return len(kernels)
+
+
 def _count(source: str) -> tuple[list[Launch], Counter[str]]:
     """The launches and library calls in the `call` function of a generated module."""
-    kernels = dict(re.findall(r"^(\w+) = async_compile\.triton\('\w+', '''(.*?)'''", source, re.S | re.M))
+    kernels = kernel_sources(source)
     call = source[source.index("def call(self, args)") :]
     sizes: dict[str, int] = {}
     launches: list[Launch] = []
