@@ -133,10 +133,9 @@ def _build_work(layer: Layer, device: torch.device, precision: str, batch_size: 
 def _time_in_turns(works: Works, device: torch.device, seconds: float) -> dict[str, float]:
     """The shortest time of each, in milliseconds, after one turn to warm up."""
     times: dict[str, list[float]] = {name: [] for name in works}
+    num_calls = 1
     if device.type == "cuda":
         works, num_calls = {name: _captured(work) for name, work in works.items()}, _CALLS_PER_GRAPH
-    else:
-        num_calls = 1
     end = time.perf_counter() + seconds
     while len(next(iter(times.values()))) < 3 or time.perf_counter() < end:
         for name, work in works.items():

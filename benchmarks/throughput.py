@@ -179,9 +179,8 @@ def _headline(result: dict[str, Any]) -> str:
     gains = {row["name"]: row["fastcifar_is_faster_by"]["median"] for row in result["contenders"]}
     if "tuned PyTorch" not in gains or "published" not in gains:
         return "Training throughput"
-    return (
-        f"fastcifar is {gains['tuned PyTorch']:.2f}× as fast as tuned PyTorch, {gains['published']:.2f}× as published"
-    )
+    tuned, published = gains["tuned PyTorch"], gains["published"]
+    return f"fastcifar is {tuned:.2f}× as fast as tuned PyTorch, {published:.2f}× as the published form"
 
 
 def _plot_rates(axes: Axes, rows: list[dict[str, Any]]) -> None:

@@ -90,6 +90,9 @@ def test_pictures_are_classified_as_in_the_run(trained: tuple[Path, Results], tm
     for i, image in enumerate(saved.images):
         Image.fromarray(image).save(folder / f"{i:02}.png")
     found = predict_pictures(load_classifier(run_dir), [folder])
+    five = predict_pictures(load_classifier(run_dir), [folder], 5)
+    assert [row.top[:3] for row in five] == [row.top for row in found]
+    assert {len(row.top) for row in five if not row.error} == {5}
     assert [Path(row.path).name for row in found] == [f"{i:02}.png" for i in range(len(saved.labels))]
     probabilities = torch.from_numpy(saved.logits).softmax(1).numpy()
     for row, expected in zip(found, probabilities, strict=True):

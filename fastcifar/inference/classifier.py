@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from fastcifar.recipes import get_recipe
 from fastcifar.results.records import BEST_FILE
 from fastcifar.training.checkpoint import load_checkpoint
 from fastcifar.training.convolution import TORCH, use_convolution
-from fastcifar.training.device import is_bf16_fast, resolve_device
+from fastcifar.training.device import Precision, is_bf16_fast, resolve_device
 from fastcifar.training.evaluate import compute_logits
 from fastcifar.training.model import ResNet18
 from fastcifar.training.settings import Settings, parse_settings, resolve_settings
@@ -94,7 +95,7 @@ def load_classifier(
     Raises:
         FastcifarError: it cannot be read, is damaged, or holds no weights of this network.
     """
-    check_choice("precision", precision, "auto", "bf16", "fp32")
+    check_choice("precision", precision, "auto", *get_args(Precision))
     classifier = _load(path, device)
     if not isinstance(classifier.model, ResNet18):  # onnxruntime runs it
         if precision not in ("auto", classifier.precision):

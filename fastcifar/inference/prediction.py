@@ -11,8 +11,6 @@ from fastcifar.data.cifar10 import CLASSES
 from fastcifar.inference.classifier import Classifier
 from fastcifar.inference.pictures import Picture, find_pictures, read_pictures
 
-_NUM_GUESSES = 3
-
 
 @dataclass(frozen=True)
 class Guess:
@@ -28,7 +26,7 @@ class Prediction:
 
     Attributes:
         path: the picture's path.
-        top: its three most likely classes, most likely first; empty if it cannot be read.
+        top: its most likely classes, most likely first; empty if it cannot be read.
         error: why it cannot be read.
         note: what was assumed about it.
     """
@@ -39,12 +37,15 @@ class Prediction:
     note: str | None = None
 
 
-def predict_pictures(classifier: Classifier, paths: list[Path], *, recursive: bool = False) -> list[Prediction]:
-    """Find the three most likely classes of picture files.
+def predict_pictures(
+    classifier: Classifier, paths: list[Path], num_classes: int = 3, *, recursive: bool = False
+) -> list[Prediction]:
+    """Find the most likely classes of picture files.
 
     Args:
         classifier: the model.
         paths: the paths of pictures, or of folders of pictures.
+        num_classes: the number of classes for each, most likely first.
         recursive: whether to search sub-folders too.
 
     Returns:
@@ -53,15 +54,15 @@ def predict_pictures(classifier: Classifier, paths: list[Path], *, recursive: bo
     Raises:
         FastcifarError: a folder has no pictures, or cannot be read.
     """
-    return classify_pictures(classifier, read_pictures(find_pictures(paths, recursive=recursive)))
+    return classify_pictures(classifier, read_pictures(find_pictures(paths, recursive=recursive)), num_classes)
 
 
-def classify_pictures(classifier: Classifier, pictures: Sequence[Picture]) -> list[Prediction]:
+def classify_pictures(classifier: Classifier, pictures: Sequence[Picture], num_classes: int = 3) -> list[Prediction]:
     """Do the same for pictures from `read_pictures`."""
     top: dict[int, tuple[Guess, ...]] = {}
     images = {position: picture.image for position, picture in enumerate(pictures) if picture.image is not None}
     if images:
-        found = classifier.logits(torch.from_numpy(np.stack(list(images.values())))).softmax(1).topk(_NUM_GUESSES)
+        found = classifier.logits(torch.from_numpy(np.stack(list(images.values())))).softmax(1).topk(num_classes)
         for position, *row in zip(images, found.values.tolist(), found.indices.tolist(), strict=True):
             top[position] = tuple(Guess(CLASSES[label], share) for share, label in zip(*row, strict=True))
     return [

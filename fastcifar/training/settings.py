@@ -1,7 +1,7 @@
 """A run's settings: the user's choices and the automatic ones."""
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -98,8 +98,8 @@ def resolve_settings(
     Raises:
         FastcifarError: a choice is impossible.
     """
-    check_choice("loader", loader, "resident", "streamed")
-    check_choice("precision", precision, "auto", "bf16", "fp32")
+    check_choice("loader", loader, *get_args(LoaderName))
+    check_choice("precision", precision, "auto", *get_args(Precision))
     content = cifar10.SPEC
     batch_size = recipe.global_batch_size if global_batch_size is None else global_batch_size
     resolved = recipe if epochs is None else recipe.with_epochs(_within("epochs", epochs, 1, 100_000))
